@@ -1,0 +1,85 @@
+"""Score millions of files or table rows in parallel: Azure ML's ParallelRunStep for Prefect and Dask.
+
+Names are resolved when they are first used, so that importing this package imports neither Prefect
+nor Dask: worker processes and command lines would pay for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
+    from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig, TabularDataset
+    from prefect_parallelrun.errors import (
+        ClusterError,
+        ConfigError,
+        DatasetError,
+        EntryScriptError,
+        ErrorThresholdExceeded,
+        InitFailed,
+        NoProgress,
+        OutputError,
+        ParallelRunError,
+        RunCancelled,
+    )
+    from prefect_parallelrun.result import ParallelRunResult
+    from prefect_parallelrun.step import ParallelRunStep
+    from prefect_parallelrun_runtime.entry_script import EntryScript
+
+_MODULES = {
+    "ParallelRunStep": "prefect_parallelrun.step",
+    "ParallelRunConfig": "prefect_parallelrun.config",
+    "ParallelRunResult": "prefect_parallelrun.result",
+    "PipelineParameter": "prefect_parallelrun.config",
+    "FileDataset": "prefect_parallelrun.datasets",
+    "TabularDataset": "prefect_parallelrun.datasets",
+    "OutputFileDatasetConfig": "prefect_parallelrun.datasets",
+    "EntryScript": "prefect_parallelrun_runtime.entry_script",
+    "ParallelRunError": "prefect_parallelrun.errors",
+    "ConfigError": "prefect_parallelrun.errors",
+    "DatasetError": "prefect_parallelrun.errors",
+    "EntryScriptError": "prefect_parallelrun.errors",
+    "InitFailed": "prefect_parallelrun.errors",
+    "ErrorThresholdExceeded": "prefect_parallelrun.errors",
+    "NoProgress": "prefect_parallelrun.errors",
+    "ClusterError": "prefect_parallelrun.errors",
+    "OutputError": "prefect_parallelrun.errors",
+    "RunCancelled": "prefect_parallelrun.errors",
+}
+
+__all__ = [
+    "ClusterError",
+    "ConfigError",
+    "DatasetError",
+    "EntryScript",
+    "EntryScriptError",
+    "ErrorThresholdExceeded",
+    "FileDataset",
+    "InitFailed",
+    "NoProgress",
+    "OutputError",
+    "OutputFileDatasetConfig",
+    "ParallelRunConfig",
+    "ParallelRunError",
+    "ParallelRunResult",
+    "ParallelRunStep",
+    "PipelineParameter",
+    "RunCancelled",
+    "TabularDataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Puts the runtime's folder on the path: scripts import from it under these same names.
+    importlib.import_module("prefect_parallelrun.runtime_folder")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,337 @@
+"""The settings of a step, checked when they are written down."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from prefect_parallelrun import checks
+from prefect_parallelrun.errors import ConfigError, refuse
+
+YAML_KEY = "parallel_run_config"
+"""The one key at the top of a saved configuration, as Azure writes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineParameter:
+    """A value that the flow run's parameter `name` gives, or `default_value` where it has none."""
+
+    name: str
+    """The flow's parameter."""
+    default_value: Any = None
+    """What holds in a flow without that parameter, and outside of flows."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise checks.unfit("PipelineParameter.name", self.name, "a parameter of the flow")
+
+    def value(self, parameters: Mapping[str, Any]) -> Any:
+        """Return the value under these parameters of a flow run."""
+        return parameters.get(self.name, self.default_value)
+
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    # As a run sees it; before `resolved` it may still be a PipelineParameter.
+    Changeable = Annotated[T, "or a PipelineParameter"]
+else:
+    Changeable = T | PipelineParameter
+
+_CHECKS: dict[str, checks.Check] = {
+    "entry_script": checks.location,
+    "source_directory": checks.optional_location,
+    "mini_batch_size": checks.mini_batch_size,
+    "partition_keys": checks.names,
+    "error_threshold": checks.whole_number(least=-1, optional=True, why=" (-1 tolerates all)"),
+    "allowed_failed_count": checks.whole_number(least=-1, optional=True, why=" (-1 tolerates all)"),
+    "allowed_failed_percent": checks.real_number(least=0, most=100, optional=True),
+    "output_action": checks.choice("append_row", "summary_only"),
+    "append_row_file_name": checks.file_name,
+    "output_format": checks.choice("text", "csv", "jsonl", "parquet"),
+    "output_order": checks.choice("input", "completion"),
+    "compute_target": checks.compute_target,
+    "node_count": checks.whole_number(least=1),
+    "process_count_per_node": checks.whole_number(least=1, optional=True),
+    "environment": checks.optional_location,
+    "environment_variables": checks.environment_variables,
+    "logging_level": checks.choice("WARNING", "INFO", "DEBUG"),
+    "run_invocation_timeout": checks.real_number(above=0, unit=" of seconds"),
+    "run_max_try": checks.whole_number(least=1),
+    "isolate_failures": checks.flag,
+    "speculative_copies": checks.flag,
+    "gpus_per_process": checks.whole_number(least=0, optional=True),
+    "source_limits": checks.source_limits,
+    "description": checks.text,
+}
+
+_CHANGEABLE = (
+    "mini_batch_size",
+    "partition_keys",
+    "node_count",
+    "process_count_per_node",
+    "logging_level",
+    "run_invocation_timeout",
+    "run_max_try",
+)
+"""What may be a PipelineParameter (R39)."""
+
+_NONE_IS_DEFAULT = (
+    "append_row_file_name",
+    "logging_level",
+    "run_invocation_timeout",
+    "run_max_try",
+)
+"""Where Azure's SDK takes None for "the default", and its users' code passes it."""
+
+
+class ParallelRunConfig(BaseModel):
+    """How a step runs; frozen, and refused at construction where a value cannot work."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True
+    )
+
+    entry_script: str
+    """Path of the script that defines `run(mini_batch)`; relative to `source_directory` if given."""
+    source_directory: str | None = None
+    """Folder that is shipped to every node; without it, the folder of the script."""
+    mini_batch_size: Changeable[int | str | None] = None
+    """Files per mini-batch (10 if not given), or for tables a size such as `1MB` (the default)."""
+    partition_keys: Changeable[tuple[str, ...] | None] = None
+    """Columns or path parts whose equal values form one mini-batch; instead of `mini_batch_size`."""
+    error_threshold: int | None = None
+    """Failed items over the whole input that are tolerated, -1 for all; without it every
+    mini-batch is tried, and the run fails at the end if any item failed."""
+    allowed_failed_count: int | None = None
+    """Failed mini-batches that are tolerated, -1 for all."""
+    allowed_failed_percent: int | float | None = None
+    """Percentage of failed mini-batches that is tolerated; looked at once all are scheduled."""
+    output_action: Literal["append_row", "summary_only"] = "append_row"
+    """`append_row`: all that `run()` returns goes into one file; `summary_only`: the script
+    stores its own output."""
+    append_row_file_name: str = "parallel_run_step.txt"
+    """Name of that one file, in the output folder."""
+    output_format: Literal["text", "csv", "jsonl", "parquet"] = "text"
+    """Format of that one file."""
+    output_order: Literal["input", "completion"] = "input"
+    """Order of its rows: that of the input, or that in which mini-batches were done."""
+    compute_target: Any = None
+    """Where it runs: nothing (an embedded Dask cluster), a scheduler's address, or a cluster object."""
+    node_count: Changeable[int] = 1
+    """Number of nodes: Dask workers that host worker processes."""
+    process_count_per_node: Changeable[int | None] = None
+    """Worker processes on each node; without it the number of cores."""
+    environment: str | None = None
+    """The Python environment of the worker processes; without it the one of the node."""
+    environment_variables: dict[str, str] | None = None
+    """Set in each worker process before it starts."""
+    logging_level: Changeable[Literal["WARNING", "INFO", "DEBUG"]] = "INFO"
+    """Level of the product's own logs, and of `EntryScript().logger`."""
+    run_invocation_timeout: Changeable[int | float] = 60
+    """Seconds that one call of `run()` may take."""
+    run_max_try: Changeable[int] = 3
+    """Attempts per mini-batch."""
+    isolate_failures: bool = False
+    """Whether a mini-batch that failed for good is halved until the failing items stand alone."""
+    speculative_copies: bool = False
+    """Whether the slowest mini-batches get a second copy at the end, on an idle process."""
+    gpus_per_process: int | None = None
+    """GPUs that each worker process sees."""
+    source_limits: tuple[int | str, int] = ("300MB", 2000)
+    """Largest size and number of files of the source."""
+    description: str | None = None
+    """For people to read."""
+
+    if TYPE_CHECKING:
+        # For editors and type checkers: at run time errors must be ours, not pydantic's or Python's.
+        def __init__(
+            self,
+            entry_script: str | Path,
+            *,
+            source_directory: str | Path | None = None,
+            mini_batch_size: int | str | PipelineParameter | None = None,
+            partition_keys: Sequence[str] | PipelineParameter | None = None,
+            error_threshold: int | None = None,
+            allowed_failed_count: int | None = None,
+            allowed_failed_percent: int | float | None = None,
+            output_action: str = "append_row",
+            append_row_file_name: str | None = "parallel_run_step.txt",
+            output_format: str = "text",
+            output_order: str = "input",
+            compute_target: Any = None,
+            node_count: int | PipelineParameter = 1,
+            process_count_per_node: int | PipelineParameter | None = None,
+            environment: str | Path | None = None,
+            environment_variables: Mapping[str, str | int | float] | None = None,
+            logging_level: str | PipelineParameter | None = "INFO",
+            run_invocation_timeout: int | float | PipelineParameter | None = 60,
+            run_max_try: int | PipelineParameter | None = 3,
+            isolate_failures: bool = False,
+            speculative_copies: bool = False,
+            gpus_per_process: int | None = None,
+            source_limits: Sequence[int | str] = ("300MB", 2000),
+            description: str | None = None,
+        ) -> None: ...
+    else:
+
+        def __init__(self, entry_script: str = ..., **settings: Any) -> None:
+            """Check all settings; the first that cannot work raises ConfigError."""
+            if entry_script is not ...:
+                settings["entry_script"] = entry_script
+            complaint = None
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                complaint = _as_config_error(error)
+            if complaint is not None:
+                # Not in the handler: each error would then hold the other, and neither be pickled.
+                raise complaint.with_traceback(None)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.field_name or ""
+        if value is None and name in _NONE_IS_DEFAULT:
+            return cls.model_fields[name].default
+        if name in _CHANGEABLE and isinstance(value, Mapping) and "name" in value:
+            value = _parameter(value)  # the form that JSON leaves of one
+        if not isinstance(value, PipelineParameter):
+            return _CHECKS[name](name, value)
+        if name not in _CHANGEABLE:
+            raise refuse(
+                name, value, "only " + ", ".join(_CHANGEABLE) + " can be PipelineParameters"
+            )
+        _CHECKS[name](name, value.default_value)
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.partition_keys is not None and self.mini_batch_size is not None:
+            raise refuse(
+                "mini_batch_size",
+                self.mini_batch_size,
+                f"partition_keys={self.partition_keys!r} is given too, and each combination of its "
+                "values is one mini-batch: give one of the two",
+            )
+        return self
+
+    def resolved(self, parameters: Mapping[str, Any]) -> ParallelRunConfig:
+        """Return the config with each PipelineParameter replaced by its value, checked as if
+        that had been written directly."""
+        current = {name: getattr(self, name) for name in type(self).model_fields}
+        changed = {
+            name: value.value(parameters)
+            for name, value in current.items()
+            if isinstance(value, PipelineParameter)
+        }
+        return ParallelRunConfig(**{**current, **changed}) if changed else self
+
+    def located(self) -> ParallelRunConfig:
+        """Return the config with absolute paths, so that a later change of folder changes nothing."""
+        folder = self.source_folder
+        return self.model_copy(
+            update={"source_directory": str(folder), "entry_script": str(self.script_path)}
+            if self.source_directory is not None
+            else {"entry_script": str(self.script_path)}
+        )
+
+    @property
+    def script_path(self) -> Path:
+        """The entry script, absolute."""
+        return absolute(self.entry_script, below=self.source_directory)
+
+    @property
+    def source_folder(self) -> Path:
+        """The folder that is shipped, absolute."""
+        if self.source_directory is None:
+            return self.script_path.parent
+        return absolute(self.source_directory)
+
+    def save_to_yaml(self, path: str | Path) -> None:
+        """Write every setting to a YAML file, from which `load_yaml` makes an equal config.
+
+        Raises:
+            ConfigError: the compute target is an object, which YAML cannot say.
+        """
+        if self.compute_target is not None and not isinstance(self.compute_target, str):
+            raise refuse(
+                "compute_target",
+                self.compute_target,
+                "a cluster object cannot be saved: give its scheduler_address instead",
+            )
+        saved: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, PipelineParameter):
+                default = value.default_value
+                default = list(default) if isinstance(default, tuple) else default
+                value = {"pipeline_parameter": {"name": value.name, "default_value": default}}
+            saved[name] = list(value) if isinstance(value, tuple) else value
+        content = yaml.safe_dump({YAML_KEY: saved}, sort_keys=False, allow_unicode=True)
+        Path(path).write_text(content, encoding="utf-8")
+
+    @classmethod
+    def load_yaml(cls, path: str | Path) -> ParallelRunConfig:
+        """Read a config that `save_to_yaml` wrote, or that was written by hand in that form.
+
+        Raises:
+            ConfigError: the file cannot be read, or a setting in it cannot work.
+        """
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"path={str(path)!r} cannot be read as YAML: {error}") from error
+        settings = loaded.get(YAML_KEY) if isinstance(loaded, dict) else None
+        if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+            raise refuse(
+                "path", str(path), f"it must be a YAML file with settings below {YAML_KEY!r}"
+            )
+        for name in _CHANGEABLE:
+            value = settings.get(name)
+            if isinstance(value, dict) and set(value) == {"pipeline_parameter"}:
+                settings[name] = _parameter(value["pipeline_parameter"])
+        return cls(**settings)
+
+
+def absolute(path: str, *, below: str | None = None) -> Path:
+    """Return a path in full, with `~` and `..` worked out and links kept as they are named."""
+    # Path.resolve would follow links: a linked script would then lie outside its source.
+    folder = os.path.expanduser(below or "")  # noqa: PTH111
+    return Path(os.path.abspath(os.path.join(folder, os.path.expanduser(path))))  # noqa: PTH100, PTH111, PTH118
+
+
+def _parameter(fields: Any) -> PipelineParameter:
+    """Return the PipelineParameter that was written as a mapping."""
+    if not isinstance(fields, Mapping) or not {"name"} <= set(fields) <= {"name", "default_value"}:
+        raise refuse("pipeline_parameter", fields, "it must be a mapping of name and default_value")
+    return PipelineParameter(**fields)
+
+
+def _as_config_error(error: ValidationError) -> ConfigError:
+    """Return the first complaint as one of ours: parameter, value, and what would be right."""
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ConfigError):
+        return cause
+    name = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "missing":
+        return ConfigError(f"{name} is missing: give the path of the script that defines run()")
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, _CHECKS, n=1)
+        advice = f"did you mean {close[0]}?" if close else "there are " + ", ".join(_CHECKS)
+        return ConfigError(f"{name} is no parameter of ParallelRunConfig: {advice}")
+    return refuse(name, first["input"], first["msg"])

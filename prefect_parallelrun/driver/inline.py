@@ -1,0 +1,99 @@
+"""A few mini-batches in this process, so that a breakpoint works and the script's own exception is raised.
+
+No cluster, no supervisor, no retries, no time-outs; the same loader and the same way into the script.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
+from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.planning import make_plan
+from prefect_parallelrun_runtime import encode, load, script
+
+
+def debug(definition: StepDefinition, *, mini_batches: int) -> list[Any]:
+    """Call `init()`, then `run()` on the first mini-batches, then `shutdown()`; all in this process.
+
+    Returns:
+        What `run()` returned, one element per mini-batch.
+
+    Raises:
+        Exception: whatever the script raised, as it was.
+        BadReturn: `run()` returned something that has no rows.
+    """
+    with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as folder:
+        plan = make_plan(
+            definition.inputs,
+            [dataset.list_files() for dataset in definition.inputs],
+            mini_batch_size=definition.config.mini_batch_size,
+            scratch=Path(folder, "inputs"),
+            rank_mini_batch_count=definition.options.rank_mini_batch_count,
+        )
+        output = definition.output_folder or Path(folder, "output")
+        output.mkdir(parents=True, exist_ok=True)
+        with _as_in_a_worker_process(definition, Path(folder, "process000"), output):
+            loaded = script.load_script(
+                str(definition.config.script_path),
+                str(definition.config.source_folder),
+                definition.script_arguments(str(output)),
+            )
+            if loaded.init is not None:
+                loaded.init()
+            results = [
+                _run(
+                    loaded,
+                    mini_batch.index,
+                    mini_batch.work,
+                    _reader(plan.readers, mini_batch.input_index),
+                )
+                for mini_batch in islice(plan, mini_batches)
+            ]
+            if loaded.shutdown is not None:
+                loaded.shutdown()
+    for result in results:
+        encode.encode(result, "summary_only", {"header": False, "to_csv": {}})
+    return results
+
+
+def _reader(readers: list[dict[str, Any]], input_index: int) -> dict[str, Any]:
+    return readers[input_index] if input_index >= 0 else {}
+
+
+def _run(loaded: script.Script, index: int, work: dict[str, Any], reader: dict[str, Any]) -> Any:
+    mini_batch = load.load(work, reader)
+    if isinstance(mini_batch.data, load.FileList):
+        mini_batch.data.task_id = index
+    if not loaded.wants_context:
+        return loaded.run(mini_batch.data)
+    context = script.MiniBatchContext(index, mini_batch.dataset, work.get("key"))
+    return loaded.run(mini_batch.data, context)
+
+
+@contextmanager
+def _as_in_a_worker_process(
+    definition: StepDefinition, folder: Path, output: Path
+) -> Iterator[None]:
+    """Give the script the arguments, environment and working directory of a worker process."""
+    folder.mkdir()
+    for entry in definition.config.source_folder.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    before = os.environ.copy(), sys.argv[:], sys.path[:], Path.cwd()
+    os.environ.update(definition.config.environment_variables or {})
+    os.environ["AZUREML_BI_OUTPUT_PATH"] = str(output)
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before[3])
+        sys.path[:], sys.argv[:] = before[2], before[1]
+        os.environ.clear()
+        os.environ.update(before[0])

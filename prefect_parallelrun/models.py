@@ -1,0 +1,136 @@
+"""Frozen records that pass between the rooms of the house; no logic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Outcome(StrEnum):
+    """How one attempt of a mini-batch ended."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    """The script raised, returned something unusable, or the mini-batch could not be loaded."""
+    TIMED_OUT = "timed_out"
+    PROCESS_DIED = "process_died"
+    NODE_LOST = "node_lost"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class MiniBatch:
+    """What one `run()` call gets: a description, never the data. Positional, since millions are made."""
+
+    index: int
+    """Place in the plan, from 0; its name everywhere."""
+    input_index: int
+    """Which of the step's inputs it is cut from; -1 for a mini-batch without input."""
+    items: int | None
+    """Number of items where that is known before loading (files); None for rows."""
+    size: int
+    """Bytes to read."""
+    work: dict[str, Any]
+    """What the worker process loads, JSON: `{"files": [path, …]}`, `{"path": p, "start": a, "end": b}`
+    (bytes; `end` exclusive), `{"path": p, "row_groups": [i, …]}`, `{"path": p}` (the whole file),
+    `{"path": p, "rows": n}` (its first n rows), or `{"rank": i}` (no input)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptError:
+    """Why an attempt failed, as the worker process or its supervisor saw it."""
+
+    category: str
+    """`exception`, `bad_return`, `load`, `timeout`, `exit`, `signal`, `memory`, `node_lost`, or `missing_row`."""
+    type: str
+    """Class of the exception (`ValueError`), or a word of ours (`TimedOut`, `ProcessDied`)."""
+    message: str
+    """Its text, in one or more lines."""
+    where: str = ""
+    """Where it was raised in the user's code, `score.py:12 in run`; errors are grouped by this and the type."""
+    traceback: str = ""
+    """The stack trace, or the stacks of all threads at a time-out."""
+    stage: str = "run"
+    """`import`, `init`, `load`, `run`, `result` or `shutdown`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One attempt that ended: what the journal keeps and every report is made from."""
+
+    mini_batch: int
+    """Index of the mini-batch."""
+    attempt: int
+    """Number of the attempt, from 1."""
+    final: bool
+    """Whether this attempt settled the mini-batch (succeeded, or failed for good)."""
+    outcome: Outcome
+    node: str
+    """`node000`"""
+    process: str
+    """`process003`; empty where no process had it (node lost)."""
+    items_total: int
+    items_succeeded: int
+    items_failed: int
+    """Missing rows of a success; all items of a mini-batch that failed for good; else 0."""
+    rows: int = 0
+    """Rows that `run()` returned."""
+    started_at: float = 0.0
+    """Seconds since the epoch (UTC) when `run()`, or the loading, began."""
+    elapsed_s: float = 0.0
+    """Seconds from picking up to the encoded result."""
+    cpu_s: float = 0.0
+    """CPU seconds of the process meanwhile (may exceed elapsed)."""
+    run_s: float = 0.0
+    """Seconds inside `run()`."""
+    error: AttemptError | None = None
+    items_sample: tuple[str, ...] = ()
+    """For a failure: the first items (paths, or file and byte range), for people to read."""
+    log_file: str = ""
+    """For a failure: the file that has the stack trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Mini-batches or items of a run."""
+
+    total: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    reused: int = 0
+    """Part of `succeeded` that an earlier run had done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorGroup:
+    """One distinct error of the script: same type, raised at the same place."""
+
+    type: str
+    where: str
+    message: str
+    """The message of the first."""
+    count: int
+    """How many attempts ended in it."""
+    first_mini_batch: int
+    first_items: tuple[str, ...]
+    node: str
+    process: str
+    log_file: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """What a run came to; made from the journal."""
+
+    mini_batches: Counts
+    items: Counts
+    attempts: int
+    rows: int
+    errors: tuple[ErrorGroup, ...] = ()
+    """Distinct errors, most frequent first."""
+    missing_rows: int = 0
+    """Part of the failed items that are rows `run()` did not return."""
+    failed_mini_batches: tuple[int, ...] = field(default=())
+    """The first 100 mini-batches that failed for good."""

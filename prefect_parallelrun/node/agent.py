@@ -1,0 +1,258 @@
+"""Our code in a Dask worker: relays bundles to the node's supervisor and results back, unopened.
+
+A bundle is the only Dask task of a run. It is pinned to one Dask worker and names one agent by its
+id, so that Dask can never run an attempt a second time: a worker that came back at the same address
+has no agent of that id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import distributed
+
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
+from prefect_parallelrun.errors import ClusterError
+from prefect_parallelrun.node import gpus, snapshot
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun_runtime import channel, messages, supervisor
+
+STALE = b""
+"""What a bundle comes back as when no process ever had it: no agent, or it lost its supervisor."""
+
+INIT_FAILURES = 3
+"""Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
+
+SUPERVISOR_END_S = 10.0
+"""How long a supervisor may take to kill what it started; measured: some milliseconds."""
+
+SECRETS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
+"""Left out of the environment of worker processes: scripts never speak with Prefect's API."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A bundle that the supervisor has."""
+
+    frames: list[bytes] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+    whole: bool = False
+    """Whether its BUNDLE_END came."""
+
+
+class NodeAgent(distributed.WorkerPlugin):
+    """One node of one run: owns the supervisor, its socket and the node's private folder."""
+
+    def __init__(self, settings: messages.Settings, run_folder: Path, topic: str) -> None:
+        self._settings = settings
+        self._paths = RunPaths(run_folder)
+        self._topic = topic
+        self._waiting: dict[int, _Waiting] = {}
+        self._lock = threading.Lock()
+        self._lost = False
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def start(self, worker: distributed.Worker) -> dict[str, Any]:
+        """Start the supervisor; return what the driver wants to know of the node.
+
+        Raises:
+            ClusterError: this host does not see the run folder.
+        """
+        self._worker = worker
+        if not self._paths.token.exists():
+            raise ClusterError(
+                f"the Dask worker {worker.address} on {socket.gethostname()} does not see the run folder "
+                f"{self._paths.root}: set PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT to a folder that "
+                "driver and nodes share"
+            )
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
+        settings = self._settings
+        gpu_count = gpus.count(worker.state.total_resources)
+        settings["process_count"] = settings["process_count"] or (
+            1 if gpu_count else worker.state.nthreads
+        )
+        settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
+        settings["environment"] = self._environment(gpu_count)
+        settings["python"] = settings["python"] or sys.executable
+        settings["source_folder"] = str(folder / "source")
+        settings["work_folder"] = str(folder)
+        snapshot.unpack(self._paths.source.read_bytes(), folder / "source")
+        for file in settings["files"].values():
+            Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
+        self._process = self._start_supervisor()
+        return {
+            "processes": settings["process_count"],
+            "gpus": gpu_count,
+            "host": socket.gethostname(),
+            "pid": self._process.pid,
+        }
+
+    def run(self, number: int, header: messages.BundleHeader, tasks: bytes) -> bytes:
+        """Hand a bundle to the supervisor, wait for its end, return its frames.
+
+        Waits without a limit of its own: the supervisor keeps every deadline, and its end ends this.
+        """
+        waiting = _Waiting()
+        with self._lock:
+            if self._lost or number in self._waiting:
+                return STALE
+            self._waiting[number] = waiting
+        with contextlib.suppress(OSError):  # the reader sees the end of the socket, and says so
+            self._send(channel.pack(channel.BUNDLE, number, header, tasks))
+        waiting.ended.wait()
+        with self._lock:
+            self._waiting.pop(number, None)
+        return b"".join(waiting.frames) if waiting.whole else STALE
+
+    def stop(self, *, gracefully: bool) -> None:
+        """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor."""
+        if gracefully and not self._lost and self._process is not None:
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                self._send(channel.pack(channel.STOP))
+                self._process.wait(self._settings["shutdown_timeout_s"] + 10)
+        self._clean_up()
+
+    def teardown(self, worker: distributed.Worker) -> None:
+        """Leave nothing on the Dask worker when it closes or the run ends."""
+        self._clean_up()
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _environment(self, gpu_count: int) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if k not in SECRETS}
+        return {
+            **inherited,
+            "AZ_BATCHAI_GPU_COUNT_FOUND": str(gpu_count),
+            **self._settings["environment"],
+        }
+
+    def _start_supervisor(self) -> subprocess.Popen[bytes]:
+        ours, theirs = socket.socketpair()
+        try:
+            process = subprocess.Popen(
+                supervisor.command(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+        self._socket = ours
+        self._send_lock = threading.Lock()
+        self._send(channel.pack(channel.SETTINGS, 0, self._settings))
+        self._reader = threading.Thread(
+            target=self._read, name=f"parallelrun-{self._settings['node']}", daemon=True
+        )
+        self._reader.start()
+        return process
+
+    def _send(self, data: bytes) -> None:
+        with self._send_lock:
+            self._socket.sendall(data)
+
+    def _read(self) -> None:
+        try:
+            for kind, number, frame in self._incoming():
+                if kind == channel.EVENT:
+                    self._publish(next(channel.frames(frame)).json())
+                elif waiting := self._waiting.get(number):
+                    waiting.frames.append(frame)
+                    if kind == channel.BUNDLE_END:
+                        waiting.whole = True
+                        waiting.ended.set()
+        finally:
+            with self._lock:
+                self._lost = True
+                waiting_still = list(self._waiting.values())
+            self._publish({"name": "supervisor_ended"})
+            for waiting in waiting_still:
+                waiting.ended.set()
+
+    def _incoming(self) -> Iterator[tuple[int, int, bytes]]:
+        splitter = channel.Splitter()
+        while True:
+            try:
+                data = self._socket.recv(1 << 20)
+            except OSError:
+                return
+            if not data:
+                return
+            yield from splitter.feed(data)
+
+    def _publish(self, event: dict[str, Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the worker's loop is closed: nobody listens
+            self._worker.log_event(self._topic, {**event, "node": self._settings["node"]})
+
+    def _clean_up(self) -> None:
+        if self._process is not None:
+            self._end_supervisor(self._process)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end_supervisor(self, process: subprocess.Popen[bytes]) -> None:
+        # Its end of the socket closes, upon which it kills every descendant and ends.
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        try:
+            process.wait(SUPERVISOR_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._socket.close()
+
+
+def _name(agent_id: str) -> str:
+    return f"parallelrun-{agent_id}"
+
+
+async def start_node(
+    agent_id: str,
+    settings: messages.Settings,
+    run_folder: str,
+    topic: str,
+    dask_worker: distributed.Worker,
+) -> dict[str, Any]:
+    """Make this Dask worker a node of the run (sent by `Client.run`, past whatever is queued).
+
+    A failure is returned, as text: Dask would log the arguments of a function that raises, and they
+    hold the user's environment variables.
+    """
+    agent = NodeAgent(settings, Path(run_folder), topic)
+    try:
+        info = await asyncio.to_thread(agent.start, dask_worker)
+    except Exception as error:
+        await asyncio.to_thread(agent.stop, gracefully=False)
+        return {"failure": f"{type(error).__name__}: {error}"}
+    await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
+    return info
+
+
+async def stop_node(agent_id: str, gracefully: bool, dask_worker: distributed.Worker) -> None:
+    """End the run on this node; nothing of it is left (sent by `Client.run`)."""
+    agent = dask_worker.plugins.get(_name(agent_id))
+    if isinstance(agent, NodeAgent):
+        await asyncio.to_thread(agent.stop, gracefully=gracefully)
+        await dask_worker.plugin_remove(name=_name(agent_id))
+
+
+def run_bundle(agent_id: str, number: int, header: messages.BundleHeader, tasks: bytes) -> bytes:
+    """Dask task: run one bundle; return its frames, or `STALE`."""
+    agent = distributed.get_worker().plugins.get(_name(agent_id))
+    if not isinstance(agent, NodeAgent):
+        return STALE
+    # Waiting costs no thread of the Dask worker: other people's tasks go on.
+    distributed.secede()
+    return agent.run(number, header, tasks)

@@ -1,0 +1,7 @@
+"""Datasets become mini-batches, lazily: from listings, samples and footers, not from the data."""
+
+from __future__ import annotations
+
+from prefect_parallelrun.planning.plan import Plan, make_plan
+
+__all__ = ["Plan", "make_plan"]

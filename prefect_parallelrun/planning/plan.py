@@ -1,0 +1,117 @@
+"""The mini-batches of a step, in input order, made as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect_parallelrun import errors
+from prefect_parallelrun.datasets import sizes
+from prefect_parallelrun.datasets.dataset import Dataset, FileItem
+from prefect_parallelrun.datasets.tables import TabularDataset
+from prefect_parallelrun.models import MiniBatch
+from prefect_parallelrun.planning.cut import Cut, Piece
+from prefect_parallelrun.planning.file_cuts import cut_files
+from prefect_parallelrun.planning.table_cuts import cut_table
+
+
+class Plan:
+    """All mini-batches of a step; each iteration gives them anew, from index 0, and keeps none."""
+
+    def __init__(self, cuts: Sequence[Cut], kind: Literal["file", "tabular", "rank"]) -> None:
+        self._cuts = tuple(cuts)
+        self._count: int | None = None
+        self.kind = kind
+        """What an item is: a file, a row, or a mini-batch without input."""
+
+    def __iter__(self) -> Iterator[MiniBatch]:
+        index = 0
+        for place, cut in enumerate(self._cuts):
+            input_index = -1 if self.kind == "rank" else place
+            for items, size, work in cut.pieces():
+                yield MiniBatch(index, input_index, items, size, work)
+                index += 1
+
+    def __len__(self) -> int:
+        """Return the number of mini-batches; where only reading tells it, after one pass over the input."""
+        if self._count is None:
+            self._count = sum(
+                cut.count if cut.count is not None else sum(1 for _ in cut.pieces())
+                for cut in self._cuts
+            )
+        return self._count
+
+    @property
+    def readers(self) -> list[dict[str, Any]]:
+        """How to read each input, for `prefect_parallelrun_runtime.load`; JSON."""
+        return [cut.reader for cut in self._cuts]
+
+    @property
+    def items(self) -> int | None:
+        """Number of items; None for rows, which nobody has counted yet."""
+        known = [cut.items for cut in self._cuts if cut.items is not None]
+        return sum(known) if len(known) == len(self._cuts) else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all inputs."""
+        return sum(cut.size for cut in self._cuts)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of how the inputs are cut."""
+        return [note for cut in self._cuts for note in cut.notes]
+
+
+def make_plan(
+    inputs: Sequence[Dataset],
+    listings: Sequence[Sequence[FileItem]],
+    *,
+    mini_batch_size: int | str | None,
+    scratch: Path,
+    rank_mini_batch_count: int | None = None,
+) -> Plan:
+    """Return the plan for a step's inputs; each is cut separately (R47).
+
+    Looks at listings, samples and footers. A table without rows gives no mini-batch, or empty ones.
+
+    Args:
+        inputs: Datasets of one kind.
+        listings: What `list_files` returned for each.
+        mini_batch_size: Files, or bytes of a table; None for the default (10, 1 MB).
+        scratch: Folder for DataFrames, which the worker processes read from there.
+        rank_mini_batch_count: With no inputs: so many mini-batches of nothing (R105).
+
+    Raises:
+        ConfigError: the inputs are of two kinds, or the size does not suit them.
+        DatasetError: an input cannot be read.
+    """
+    if not inputs:
+        if rank_mini_batch_count is None:
+            raise errors.refuse("inputs", list(inputs), "give at least one dataset")
+        return Plan([_cut_nothing(rank_mini_batch_count)], "rank")
+    kinds = {dataset.kind for dataset in inputs}
+    if len(kinds) > 1:
+        raise errors.refuse(
+            "inputs", list(inputs), "all must be FileDatasets, or all TabularDatasets"
+        )
+    cuts = []
+    for place, (dataset, files) in enumerate(zip(inputs, listings, strict=True)):
+        if isinstance(dataset, TabularDataset):
+            frame_file = scratch / f"{place}-{dataset.name or 'table'}.parquet"
+            size = sizes.bytes_per_mini_batch(mini_batch_size)
+            cuts.append(cut_table(dataset, files, size, frame_file))
+        else:
+            cuts.append(cut_files(files, sizes.files_per_mini_batch(mini_batch_size)))
+    return Plan(cuts, kinds.pop())
+
+
+def _cut_nothing(count: int) -> Cut:
+    return Cut(
+        pieces=lambda: (Piece(1, 0, {"rank": rank}) for rank in range(count)),
+        count=count,
+        items=count,
+        size=0,
+        reader={},
+    )

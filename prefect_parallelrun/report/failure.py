@@ -1,0 +1,82 @@
+"""The script's own errors, where their owner looks: in the exception, the log and error.txt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect_parallelrun.models import ErrorGroup, RunSummary
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.summary import errors_line
+
+_ITEMS_SHOWN = 5
+_LINE = 500
+
+
+def failure_text(summary: RunSummary, *, cause: str, paths: RunPaths) -> str:
+    """Say why a run failed (R206): the cause, the script's own error, where, and what to open."""
+    parts = [cause]
+    if summary.errors:
+        first = summary.errors[0]
+        parts += [_headline(first), _whereabouts(first)]
+        if first.traceback:
+            parts.append(first.traceback.rstrip())
+        parts.append(f"{errors_line(summary)}\nall of them: {paths.error_summary}")
+    if summary.missing_rows:
+        parts.append(
+            f"{summary.missing_rows:,} items failed because run() returned fewer elements than "
+            f"its mini-batch has items; which mini-batches: {paths.failed_items}"
+        )
+    if len(parts) == 1:
+        parts.append(f"the log of the run: {paths.driver_log}")
+    return "\n\n".join(parts)
+
+
+def first_errors(summary: RunSummary) -> tuple[str, ...]:
+    """Return one line per distinct error, most frequent first."""
+    return tuple(f"{_headline(error)} × {error.count:,}" for error in summary.errors)
+
+
+def write_error_summary(paths: RunPaths, summary: RunSummary) -> Path | None:
+    """Write `user/error.txt`: each distinct error once (R59); without errors there is no file."""
+    path = paths.error_summary
+    if not summary.errors:
+        path.unlink(missing_ok=True)
+        return None
+    attempts = sum(error.count for error in summary.errors)
+    parts = [f"{errors_line(summary)}\nin {attempts:,} failed attempts\n"]
+    parts += [_entry(number, error) for number, error in enumerate(summary.errors, 1)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def _entry(number: int, error: ErrorGroup) -> str:
+    text = f"--- {number}. {_headline(error)}\n{error.count:,} times; first {_whereabouts(error)}\n"
+    # A message of several lines, or none of it in the trace (a time-out), must not get lost.
+    if error.message.strip() not in error.traceback:
+        text += f"\n{error.message.strip()}\n"
+    if error.traceback:
+        text += f"\n{error.traceback.rstrip()}\n"
+    return text
+
+
+def _headline(error: ErrorGroup) -> str:
+    lines = error.message.strip().splitlines()
+    first = lines[0] if lines else ""
+    if len(first) > _LINE:
+        first = first[:_LINE] + "…"
+    place = f" ({error.where})" if error.where else ""
+    return (f"{error.type}: {first}" if first else error.type) + place
+
+
+def _whereabouts(error: ErrorGroup) -> str:
+    lines = [f"in mini-batch {error.first_mini_batch:,}"]
+    if error.node:
+        lines[0] += f" on {error.node} {error.process}".rstrip()
+    if error.first_items:
+        items = error.first_items[:_ITEMS_SHOWN]
+        more = ", …" if len(error.first_items) > _ITEMS_SHOWN else ""
+        lines.append(f"items: {', '.join(items)}{more}")
+    if error.log_file:
+        lines.append(f"stack trace in: {error.log_file}")
+    return "\n".join(lines)

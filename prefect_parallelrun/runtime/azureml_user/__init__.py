@@ -1,0 +1,1 @@
+"""The name under which Azure's scripts import `EntryScript`."""

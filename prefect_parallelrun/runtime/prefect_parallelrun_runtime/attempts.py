@@ -1,0 +1,194 @@
+"""One mini-batch after the other: load, `run()`, encode, send; what fails is a result like any other."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from prefect_parallelrun_runtime import ahead, channel, encode, failures, inbox, load, page, script
+
+if TYPE_CHECKING:
+    from prefect_parallelrun_runtime.messages import Error, Result, Settings, Task
+
+
+class Failed(Exception):
+    """An attempt failed; the record says why."""
+
+    def __init__(self, error: Error, ends_process: BaseException | None = None) -> None:
+        super().__init__(error["message"])
+        self.error = error
+        self.ends_process = ends_process
+        """What the script raised to end its process; None: it can go on."""
+
+
+class Attempts:
+    """Runs the mini-batches of a worker process."""
+
+    def __init__(
+        self,
+        entry: script.Script,
+        settings: Settings,
+        letters: inbox.Inbox,
+        status: page.StatusPage,
+        channel_fd: int,
+    ) -> None:
+        self._entry = entry
+        self._settings = settings
+        self._inbox = letters
+        self._page = status
+        self._fd = channel_fd
+        self._pid = os.getpid()
+        self._ahead: tuple[tuple[int, int], ahead.Ahead] | None = None
+        self._error_file = settings["files"]["error"].replace("{process}", settings["process"])
+
+    def serve(self) -> None:
+        """Work until the supervisor says stop."""
+        while (work := self._inbox.next()) is not None:
+            for position, task in enumerate(work.tasks):
+                self._run_one(work, position, task)
+            self._page.set(page.IDLE)
+            if not work.tasks:
+                send(self._fd, self._bundle_end(work))
+
+    def _run_one(self, work: inbox.Work, position: int, task: Task) -> None:
+        header: Result = {
+            "position": position,
+            "process": self._settings["process"],
+            "outcome": "succeeded",
+            "items": -1,
+            "rows": 0,
+            "started_at": time.time(),
+        }
+        picked_up, cpu = time.monotonic(), time.process_time()
+        data, end = b"", None
+        try:
+            loaded = self._load(work, position, task)
+            header["items"] = loaded.items
+            if loaded.items:  # a byte range in which no row begins has nothing to run
+                data = self._call(work, position, task, loaded, header)
+        except Failed as failed:
+            header["outcome"], header["error"] = "failed", failed.error
+            end = failed.ends_process
+            self._write_down(task, failed.error)
+        self._page.set(page.SENDING, work.tag, position, header["items"])
+        header["elapsed_s"] = round(time.monotonic() - picked_up, 6)
+        header["cpu_s"] = round(time.process_time() - cpu, 6)
+        frame = channel.pack(channel.RESULT, work.tag, header, data)
+        if position == len(work.tasks) - 1:
+            frame += self._bundle_end(work)
+        send(self._fd, frame)
+        if end is not None:
+            self._page.set(page.ENDING)
+            raise end
+
+    def _load(self, work: inbox.Work, position: int, task: Task) -> load.Loaded:
+        self._page.set(page.LOADING, work.tag, position)
+        began, self._ahead = self._ahead, None
+        try:
+            if began is not None and began[0] == (work.tag, position):
+                return began[1].take()
+            return load.load(task[3], self._reader(task))
+        except BaseException as error:
+            raise Failed(self._describe(error, "load", "load"), _ending(error)) from None
+
+    def _call(
+        self, work: inbox.Work, position: int, task: Task, loaded: load.Loaded, header: Result
+    ) -> bytes:
+        """Call `run()`; return the rows, encoded."""
+        arguments = [loaded.data]
+        if self._entry.wants_context:
+            key = task[3].get("key")
+            arguments.append(script.MiniBatchContext(task[0], loaded.dataset, key))
+        if isinstance(loaded.data, load.FileList):
+            loaded.data.task_id = task[0]
+        self._load_ahead(work, position)
+        began = self._page.set(page.RUNNING, work.tag, position, loaded.items)
+        try:
+            returned = self._entry.run(*arguments)
+        except BaseException as error:
+            self._leave_if_forked(error)
+            ending = _ending(error)
+            category = "exception" if ending is None else "exit"
+            raise Failed(self._describe(error, "run", category), ending) from None
+        finally:
+            header["run_s"] = round(time.monotonic() - began, 6)
+        self._leave_if_forked(None)
+        self._page.set(page.ENCODING, work.tag, position, loaded.items)
+        return self._encode(returned, header)
+
+    def _encode(self, returned: Any, header: Result) -> bytes:
+        settings = self._settings
+        try:
+            encoded = encode.encode(returned, settings["output_action"], settings["append_row"])
+        except encode.BadReturn as error:
+            record = self._describe(error, "result", "bad_return")
+            raise Failed({**record, "where": self._place_of_run()}) from None
+        except Exception as error:
+            raise Failed(self._describe(error, "result", "bad_return")) from None
+        header["rows"] = encoded.rows
+        if encoded.columns is not None:
+            header["columns"] = encoded.columns
+        return encoded.data
+
+    def _load_ahead(self, work: inbox.Work, position: int) -> None:
+        """Begin to load the mini-batch after this one, if there is data to read."""
+        following: inbox.Work | None = work
+        position += 1
+        if position == len(work.tasks):
+            if not load.needs_reading(work.tasks[position - 1][3]):
+                return  # nor will the next one need it, most likely: spare the look
+            following, position = self._inbox.peek(), 0
+        if following is None or not following.tasks:
+            return
+        task = following.tasks[position]
+        if load.needs_reading(task[3]):
+            self._ahead = ((following.tag, position), ahead.Ahead(task[3], self._reader(task)))
+
+    def _reader(self, task: Task) -> dict[str, Any]:
+        # A mini-batch without input has the index -1, and files need no reader.
+        inputs = self._settings["inputs"]
+        return inputs[task[2]] if 0 <= task[2] < len(inputs) else {}
+
+    def _leave_if_forked(self, error: BaseException | None) -> None:
+        # A child that the script forked, and that came back out of run(), is not this process: it
+        # must not answer in its place.
+        if os.getpid() != self._pid:
+            os._exit(_exit_code(error))
+
+    def _describe(self, error: BaseException, stage: str, category: str) -> Error:
+        source = self._settings["source_folder"]
+        return failures.describe(error, stage=stage, source_folder=source, category=category)
+
+    def _place_of_run(self) -> str:
+        code = getattr(self._entry.run, "__code__", None)
+        if code is None:
+            return ""
+        source = self._settings["source_folder"]
+        return failures.place(code.co_filename, code.co_firstlineno, code.co_name, source)
+
+    def _write_down(self, task: Task, error: Error) -> None:
+        heading = failures.heading(task, error["stage"])
+        failures.append_to_log(self._error_file, heading, error, failures.first_items(task[3]))
+
+    def _bundle_end(self, work: inbox.Work) -> bytes:
+        header = {"finished": len(work.tasks), "process": self._settings["process"]}
+        return channel.pack(channel.BUNDLE_END, work.tag, header)
+
+
+def _ending(error: BaseException) -> BaseException | None:
+    """Return `error` if it is meant to end the process."""
+    return error if isinstance(error, (SystemExit, KeyboardInterrupt)) else None
+
+
+def _exit_code(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+
+
+def send(fd: int, data: bytes) -> None:
+    """Send all of `data`, waiting for the supervisor to take it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]

@@ -1,0 +1,68 @@
+"""The worker processes of a node: how many there are, their names, and when to stop trying."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prefect_parallelrun_runtime import processes
+from prefect_parallelrun_runtime.messages import Settings
+
+
+class Crew:
+    """As many processes as the settings say; one that ends leaves its slot to a new one.
+
+    After `init_failures_allowed` failed starts in a row without one success, nothing is started any
+    more (rule R87).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._tree = processes.list_source(settings["source_folder"])
+        self._free = list(range(settings["process_count"] - 1, -1, -1))
+        self._names = 0
+        self._failures_in_row = 0
+        self._tired = False
+        self._by_name: dict[str, processes.WorkerProcess] = {}
+
+    def __iter__(self) -> Iterator[processes.WorkerProcess]:
+        """Iterate over the living; they may end meanwhile."""
+        return iter(tuple(self._by_name.values()))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __getitem__(self, name: str) -> processes.WorkerProcess:
+        return self._by_name[name]
+
+    def pids(self) -> set[int]:
+        """Return the process ids of the living."""
+        return {process.pid for process in self}
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nobody is left, and nobody will come."""
+        return self._tired and not self._by_name
+
+    def fill(self) -> Iterator[processes.WorkerProcess]:
+        """Start a process in each free slot; the number of a name is never used again."""
+        while self._free and not self._tired:
+            slot = self._free.pop()
+            name = f"process{self._names:03d}"
+            self._names += 1
+            process = processes.WorkerProcess(slot, name, self._settings, self._tree)
+            self._by_name[name] = process
+            yield process
+
+    def succeeded(self) -> None:
+        """Count a start that led to a process which has worked."""
+        self._failures_in_row = 0
+
+    def failed(self) -> None:
+        """Count a start that did not."""
+        self._failures_in_row += 1
+        self._tired |= self._failures_in_row >= self._settings["init_failures_allowed"]
+
+    def remove(self, process: processes.WorkerProcess) -> None:
+        """Take out one that has ended."""
+        del self._by_name[process.name]
+        self._free.append(process.slot)

@@ -1,0 +1,183 @@
+"""Why a worker process is no more, in words."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefect_parallelrun_runtime import failures, page
+
+if TYPE_CHECKING:
+    from prefect_parallelrun_runtime.messages import Error
+
+DOING = {
+    page.STARTING: "the script was imported",
+    page.INIT: "init() ran",
+    page.IDLE: "it waited for work",
+    page.LOADING: "a mini-batch was loaded",
+    page.RUNNING: "run() was running",
+    page.ENCODING: "the rows that run() returned were encoded",
+    page.SENDING: "a result was sent",
+    page.ENDING: "it was ending",
+}
+STAGES = {
+    page.STARTING: "import",
+    page.INIT: "init",
+    page.LOADING: "load",
+    page.RUNNING: "run",
+    page.ENCODING: "result",
+    page.SENDING: "result",
+    page.ENDING: "shutdown",
+}
+_STACK_LINE = re.compile(
+    r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE
+)
+_TAIL = 4000
+
+
+class Death(NamedTuple):
+    """How a process ended, as the kernel told its parent."""
+
+    status: int
+    """As `wait` gives it."""
+    peak_kb: int
+    """The most memory it had."""
+    by_memory: bool
+    """Whether the kernel killed it for memory."""
+
+    @property
+    def reason(self) -> str:
+        """`exit`, `signal` or `memory`."""
+        if self.by_memory:
+            return "memory"
+        return "signal" if os.WIFSIGNALED(self.status) else "exit"
+
+
+UNKILLABLE = Death(int(signal.SIGKILL), 0, False)
+"""Of a process that is given up, since even SIGKILL does not end it."""
+
+
+class Register:
+    """Collects the children that have ended: worker processes, and orphans that came to us."""
+
+    def __init__(self) -> None:
+        self._dead: dict[int, tuple[int, int]] = {}
+        self._oom_kills = oom_kills()
+
+    def reap(self, pids: Collection[int]) -> None:
+        """Take all dead children from the kernel; remember how those among `pids` ended."""
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid in pids:
+                    self._dead[pid] = (status, usage.ru_maxrss)
+
+    def take(self, pid: int) -> Death | None:
+        """Return how a process ended; None while it lives."""
+        if pid not in self._dead:
+            return None
+        status, peak_kb = self._dead.pop(pid)
+        by_memory = False
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            # One count of the kernel explains one death.
+            by_memory = oom_kills() > self._oom_kills
+            self._oom_kills += by_memory
+        return Death(status, peak_kb, by_memory)
+
+
+def of_process(death: Death, phase: int, stderr_file: str) -> Error:
+    """Return the error of a mini-batch, or of a start, that a death ended."""
+    while_ = f"while {DOING.get(phase, DOING[page.IDLE])}"
+    if death.reason == "memory":
+        how = f"was killed for memory {while_}; it had {death.peak_kb / 1024:,.0f} MB at its peak"
+    elif death.reason == "signal":
+        how = f"was killed by signal {_signal(os.WTERMSIG(death.status))} {while_}"
+    else:
+        how = f"ended with exit code {os.waitstatus_to_exitcode(death.status)} {while_}"
+    tail = _end_of(stderr_file)
+    return {
+        "category": death.reason,
+        "type": "ProcessDied",
+        "message": f"the worker process {how}",
+        "where": "",
+        "traceback": f"The end of {stderr_file}:\n{tail}" if tail else "",
+        "stage": STAGES.get(phase, "run"),
+    }
+
+
+def of_timeout(phase: int, words: str, stacks: str, source_folder: str) -> Error:
+    """Return the error of what took too long; `stacks` is where it was when that was noticed."""
+    return {
+        "category": "timeout",
+        "type": "TimedOut",
+        "message": words,
+        "where": _where(stacks, source_folder),
+        "traceback": f"Stacks of all threads at that moment:\n{stacks}" if stacks else "",
+        "stage": STAGES[phase],
+    }
+
+
+def oom_kills() -> int:
+    """Return how often the kernel has killed for memory around here (of the cgroup, else of the host)."""
+    for name in (*_cgroup_files(), "/proc/vmstat"):
+        try:
+            with open(name, encoding="ascii") as file:
+                for line in file:
+                    if line.startswith("oom_kill "):
+                        return int(line.split()[1])
+        except OSError:
+            continue
+    return 0
+
+
+def _cgroup_files() -> list[str]:
+    found: list[str] = []
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            for line in file:
+                _number, controllers, path = line.rstrip("\n").split(":", 2)
+                if not controllers:
+                    found.append(f"/sys/fs/cgroup{path}/memory.events")
+                elif "memory" in controllers.split(","):
+                    found.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+    except OSError:
+        pass
+    return found
+
+
+def _signal(number: int) -> str:
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        return str(number)
+
+
+def _where(stacks: str, source_folder: str) -> str:
+    # The thread that took the signal comes first if it can be told, as that is nearly always the
+    # one in which run() is.
+    threads = sorted(
+        re.split(r"\n\n", stacks), key=lambda text: not text.startswith("Current thread")
+    )
+    for thread in threads:
+        for match in _STACK_LINE.finditer(thread):
+            found = failures.place(
+                match["file"], int(match["line"]), match["function"], source_folder
+            )
+            if found:
+                return found
+    return ""
+
+
+def _end_of(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - _TAIL))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""

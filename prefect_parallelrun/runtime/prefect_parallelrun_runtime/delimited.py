@@ -1,0 +1,245 @@
+"""Delimited text (CSV and its kin): bytes to a DataFrame with the dataset's column types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from prefect_parallelrun_runtime import text_files, typed_tables
+from prefect_parallelrun_runtime.load_error import LoadError, Unfit, bad_value
+from prefect_parallelrun_runtime.quotes import QuoteState, RowEnds, inside_at, toggles
+from prefect_parallelrun_runtime.typed_tables import Columns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NULLS = [
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
+    "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+]  # fmt: skip
+"""What means a missing value, in a column of any type: the list of pandas."""
+TRUE = ["True", "TRUE", "true"]
+FALSE = ["False", "FALSE", "false"]
+_DIGITS = [["1"], ["0"]]
+_MAX_BLOCK = 1 << 30
+
+_head_of: tuple[str, Any, text_files.Head] = ("", None, text_files.Head(None, 0))
+"""Path, settings and head of the file read last: the ranges of a file mostly come one after another."""
+
+
+def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows of one mini-batch.
+
+    Raises:
+        LoadError: the header is another than the dataset's.
+        Unfit: a row does not fit; its number is that in the file.
+    """
+    path, columns = work["path"], reader["columns"]
+    if "start" in work:
+        head = _head(path, reader)
+        before, data = _range(work, reader, head)
+        try:
+            names = _names(path, head.names, reader)
+            table = _fitted(text_files.as_utf8(data, reader["encoding"]), names, reader)
+        except Unfit as unfit:
+            if unfit.row is not None:
+                unfit.row += text_files.rows_before(path, reader, before, head.start)
+            raise
+    else:
+        header = int(reader["header"])
+        if "rows" in work:
+            data = text_files.first_rows(path, reader, work["rows"] + header)
+        else:
+            data = text_files.whole(path, reader["encoding"])
+        names = [name for name, _ in columns]
+        if header:
+            found = text_files.first_row(data, text_files.row_separator(reader), complete=True)
+            start, end = found or (0, len(data))
+            values = text_files.split_values(data[start:end].decode(), reader["separator"])
+            names = _names(path, values if found else None, reader)
+            data = data[end:]
+        table = _fitted(data, names, reader)
+    objects = [name for name, kind in columns if kind == typed_tables.BOOL_OR_NULL]
+    return typed_tables.to_frame(table, objects)
+
+
+def _head(path: str, reader: dict[str, Any]) -> text_files.Head:
+    global _head_of
+    last = _head_of
+    if last[0] != path or last[1] is not reader:
+        last = (path, reader, text_files.read_head(path, reader))
+        _head_of = last
+    return last[2]
+
+
+def _range(
+    work: dict[str, Any], reader: dict[str, Any], head: text_files.Head
+) -> tuple[int, bytes]:
+    path, start, end = work["path"], work["start"], work["end"]
+    if reader["multi_line"]:
+        # Only the planner, which has seen all quotes before, can say where rows begin.
+        start = max(start, head.start)
+        return start, text_files.exact_range(path, start, max(start, end))
+    return text_files.rows_of_range(path, start, end, head.start)
+
+
+def _names(path: str, header: list[str] | None, reader: dict[str, Any]) -> list[str]:
+    expected = [name for name, _ in reader["columns"]]
+    if not reader["header"] or header is None:
+        return expected
+    names = text_files.column_names(header)
+    if sorted(names) != sorted(expected):
+        raise LoadError(f"{path}: {other_header(names, expected)}")
+    return names
+
+
+def other_header(names: list[str], expected: list[str]) -> str:
+    """Say how a header differs from the one that the dataset has."""
+    missing = [name for name in expected if name not in names]
+    extra = [name for name in names if name not in expected]
+    parts = [
+        f"{word} {some[:10]!r}" for word, some in (("lacks", missing), ("adds", extra)) if some
+    ]
+    return f"its header is not that of the first file: it {' and '.join(parts)}"
+
+
+def _fitted(data: bytes, names: list[str], reader: dict[str, Any]) -> Any:
+    columns: Columns = reader["columns"]
+    order = [name for name, _ in columns]
+    if not data.strip(b"\r\n"):
+        return typed_tables.schema(columns).empty_table()
+    separator, multi_line = reader["separator"], reader["multi_line"]
+    if b'"' in data:
+        _check_quotes(data, ord(separator), multi_line)
+    import pyarrow as pa
+
+    schema = typed_tables.schema(columns)
+    types = {field.name: field.type for field in schema}
+
+    def read(part: bytes, only: dict[str, Any] = types) -> Any:
+        return parse(part, separator, names, only, multi_line=multi_line)
+
+    try:
+        table = read(data)
+    except pa.ArrowInvalid as error:
+        raise _explained(error, data, read, names, reader) from None
+    if names != order:
+        table = table.select(order)
+    typed_tables.check_nulls(table, columns)
+    return table
+
+
+def parse(
+    data: bytes,
+    separator: str,
+    names: list[str],
+    types: dict[str, Any] | None,
+    *,
+    multi_line: bool,
+) -> Any:
+    """Return the Arrow table of the rows in `data`, UTF-8.
+
+    Args:
+        types: Arrow type of each column to read. None, for a sample: Arrow finds the types, and rows
+            with another number of values are left out.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    # In a column that is known to be one of truth values, 1 and 0 are such.
+    digits = _DIGITS if types is not None else [[], []]
+    return csv.read_csv(
+        pa.BufferReader(data),
+        csv.ReadOptions(
+            use_threads=False, column_names=names, block_size=min(len(data) + 1, _MAX_BLOCK)
+        ),
+        csv.ParseOptions(
+            delimiter=separator,
+            # Looking for them takes half as long again.
+            newlines_in_values=multi_line and b'"' in data,
+            invalid_row_handler=None if types is not None else lambda row: "skip",
+        ),
+        csv.ConvertOptions(
+            column_types=types,
+            include_columns=None if types is None or len(types) == len(names) else list(types),
+            null_values=NULLS,
+            true_values=TRUE + digits[0],
+            false_values=FALSE + digits[1],
+            strings_can_be_null=True,
+        ),
+    )
+
+
+def _check_quotes(data: bytes, separator: int, multi_line: bool) -> None:
+    """Refuse a quoted value that does not end where it must, before it swallows other rows."""
+    import numpy as np
+
+    positions, state = toggles(data, separator, QuoteState())
+    if not multi_line:
+        newlines = np.flatnonzero(np.frombuffer(data, np.uint8) == 0x0A)
+        bad = newlines[inside_at(newlines, positions, QuoteState())]
+        if len(bad):
+            row = len(RowEnds(None).find(data[: int(bad[0]) + 1])) - 1
+            raise Unfit(
+                row,
+                "a quoted value goes on over the end of its line; create the dataset with support_multi_line=True",
+            )
+    if state.inside:
+        row = len(RowEnds(separator).find(data[: int(positions[-1])]))
+        raise Unfit(row, "a quoted value is not closed")
+
+
+def _explained(
+    error: Exception,
+    data: bytes,
+    read: Callable[..., Any],
+    names: list[str],
+    reader: dict[str, Any],
+) -> Unfit:
+    """Find the first row that Arrow refuses, by halving, and what is wrong with it."""
+    separator = text_files.row_separator(reader)
+    finder = RowEnds(separator)
+    ends = finder.find(data).tolist()
+    if finder.unfinished:
+        ends.append(len(data))
+    fits, fails = 0, len(ends)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        if _refusal(read, data[: ends[middle - 1]]):
+            fails = middle
+        else:
+            fits = middle
+    row = data[ends[fails - 2] if fails > 1 else 0 : ends[fails - 1]]
+    return Unfit(fails - 1, _wrong_with(row, read, names, reader) or str(error))
+
+
+def _refusal(read: Callable[..., Any], part: bytes, *only: dict[str, Any]) -> str | None:
+    import pyarrow as pa
+
+    try:
+        read(part, *only)
+    except pa.ArrowInvalid as error:
+        return str(error)
+    return None
+
+
+def _wrong_with(
+    row: bytes, read: Callable[..., Any], names: list[str], reader: dict[str, Any]
+) -> str | None:
+    import pyarrow as pa
+
+    refused = _refusal(read, row, dict.fromkeys(names, pa.binary()))
+    if refused:
+        got = re.search(r"got (\d+)", refused)
+        count = f"{int(got[1]):,}" if got else "another number of"
+        return f"it has {count} values, and the dataset has {len(names)} columns"
+    values = read(row, dict.fromkeys(names, pa.binary())).to_pylist()[0]
+    for name, kind in reader["columns"]:
+        if _refusal(read, row, {name: typed_tables.arrow_types()[kind]}):
+            raw = values[name] or b""
+            try:
+                return bad_value(name, raw.decode(), kind)
+            except UnicodeDecodeError:
+                return f"column {name!r} holds {raw[:40]!r}, which is not {reader['encoding']}; name the right encoding="
+    return None

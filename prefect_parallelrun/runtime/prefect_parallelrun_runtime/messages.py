@@ -1,0 +1,144 @@
+"""The words that agent, supervisor and worker process exchange: plain typed dicts, in JSON.
+
+Both ends come from one installation, except that a worker process may be another interpreter: so
+only the standard library, and `PROTOCOL` counts up with every change that an older end would misread.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+PROTOCOL = 1
+
+
+class Files(TypedDict):
+    """Log files of a node; `{process}` stands for the process name. Their folders exist."""
+
+    stdout: str
+    stderr: str
+    error: str
+    entry_script_log: str
+    system_error: str
+
+
+class AppendRow(TypedDict):
+    """How rows become bytes (rules R11, R103)."""
+
+    header: bool
+    """Whether a DataFrame's column names are wanted once, at the top of the output."""
+    to_csv: dict[str, Any]
+    """Keywords for `DataFrame.to_csv`, from `parallel_run_step.settings.json`."""
+
+
+class Settings(TypedDict):
+    """All that a node's supervisor, and each worker process, must know of the run."""
+
+    protocol: int
+    run_id: str
+    step: str
+    node: str
+    """`node000`"""
+    process_count: int
+    python: str
+    """The interpreter of the worker processes."""
+    environment: dict[str, str]
+    """The whole environment of the worker processes, but for what differs per process."""
+    runtime_folder: str
+    source_folder: str
+    """The source snapshot, unpacked on this node."""
+    entry_script: str
+    """Relative to the source folder."""
+    arguments: list[str]
+    """`sys.argv[1:]` of the script."""
+    work_folder: str
+    """Each process gets a private folder below it as its working directory."""
+    output_folder: str
+    files: Files
+    logging_level: str
+    run_timeout_s: float
+    """Per `run()` call."""
+    load_timeout_s: float
+    """Per mini-batch: loading before `run()`, encoding after it."""
+    init_timeout_s: float
+    """Per process: import and `init()`."""
+    shutdown_timeout_s: float
+    kill_grace_s: float
+    """Between SIGTERM and SIGKILL."""
+    init_failures_allowed: int
+    """So many failed starts in a row without a success end the trying on this node (R87)."""
+    output_action: str
+    append_row: AppendRow
+    inputs: list[dict[str, Any]]
+    """How to read each input; see `load`. Empty for files."""
+    process: str
+    """In the copy for a worker process: its name. For the supervisor: empty."""
+
+
+Task = list[Any]
+"""One mini-batch of a bundle: [index, attempt, input index, work]."""
+
+
+class BundleHeader(TypedDict):
+    """What the supervisor reads of a bundle; the mini-batches themselves pass unopened."""
+
+    count: int
+    """Number of mini-batches."""
+    avoid: list[str]
+    """Names of processes that had an earlier attempt: not these, where there is another."""
+
+
+class Error(TypedDict):
+    """See `models.AttemptError`."""
+
+    category: str
+    type: str
+    message: str
+    where: str
+    traceback: str
+    stage: str
+
+
+class Result(TypedDict, total=False):
+    """One attempt ended. `error` only for a failure; the times where they are known."""
+
+    position: int
+    """Place in the bundle, from 0."""
+    process: str
+    outcome: str
+    """A value of `models.Outcome`."""
+    items: int
+    """Items of the mini-batch; -1 where it is not known (it was never loaded)."""
+    rows: int
+    """Elements that `run()` returned."""
+    started_at: float
+    elapsed_s: float
+    cpu_s: float
+    run_s: float
+    error: Error
+    columns: str
+    """With `append_row.header`: the header line of a DataFrame, newline included."""
+
+
+class BundleEnd(TypedDict):
+    """The bundle is over. Mini-batches at `finished` and after were not started: no attempt of theirs."""
+
+    finished: int
+    process: str
+    """The process that had it; empty where none did."""
+
+
+class Event(TypedDict, total=False):
+    """`name` is one of:
+
+    `supervisor_ready`; `process_started`, `process_ready`, `start_failed` (with `error`),
+    `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row).
+    """
+
+    name: str
+    node: str
+    process: str
+    pid: int
+    reason: str
+    """For `process_ended`: `stopped`, `timeout`, `exit`, `signal`, `memory`, `cancelled`."""
+    bundle: int
+    error: Error

@@ -1,0 +1,348 @@
+"""One node's worker processes and bundles, joined: who gets what, and what every end means."""
+
+from __future__ import annotations
+
+import functools
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+
+from prefect_parallelrun_runtime import (
+    bundles,
+    channel,
+    crew,
+    deadlines,
+    deaths,
+    failures,
+    link,
+    page,
+    processes,
+    reaper,
+    reports,
+)
+from prefect_parallelrun_runtime.messages import Error, Settings
+
+_UNSENT_LIMIT = 64 << 20
+"""Bytes that the agent has not taken; beyond it, results wait in the worker processes."""
+_IDLE_WAIT_S = 1.0
+
+
+class Node:
+    """Relays between the agent and the worker processes, and steps in where one fails."""
+
+    def __init__(self, settings: Settings, agent: link.Link, poll: select.epoll) -> None:
+        self._settings = settings
+        self._agent = agent
+        self._poll = poll
+        self._deadlines = deadlines.Deadlines(settings)
+        self._bundles = bundles.Bundles()
+        self._crew = crew.Crew(settings)
+        self._deaths = deaths.Register()
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._masks: dict[int, int] = {}
+        self._stopping = False
+        self._paused = False
+        self._relayed = 0
+        self.next_check = 0.0
+        """When a deadline could be over (monotonic seconds)."""
+        self._say("supervisor_ready")
+        self._start_missing()
+
+    # What the supervisor's loop calls.
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all processes have ended after a stop."""
+        return self._stopping and not self._crew
+
+    def add(self, tag: int, frame: bytes) -> None:
+        """Queue a bundle."""
+        (opened,) = channel.frames(frame)
+        header = opened.json()
+        self._bundles.add(bundles.Bundle(tag, frame, header["avoid"]))
+
+    def cancel(self, tag: int) -> None:
+        """Give up a bundle; kill what runs of it."""
+        while (holder := self._bundles.holder(tag)) is not None:
+            if not self._take_back(holder):
+                process = self._crew[holder]
+                self._kill(process, "cancelled", process.page.read())
+                return
+        dropped = self._bundles.drop(tag)
+        if dropped is not None:
+            self._agent.send(reports.bundle_end(dropped, 0, ""))
+
+    def stop(self) -> None:
+        """Take nothing new; let each process finish its mini-batches, call `shutdown()` and end."""
+        self._stopping = True
+        for process in self._crew:
+            if not process.ready:
+                self._kill(process, "stopped", process.page.read())
+            else:
+                while self._bundles.is_overloaded(process.name) and self._take_back(process.name):
+                    pass
+                self._stop_if_idle(process)
+
+    def readable(self, fd: int) -> None:
+        """Handle what the poll reported."""
+        handler = self._handlers.get(fd)
+        if handler is not None:  # else its process has ended earlier in this round
+            handler()
+
+    def tend(self, now: float) -> int:
+        """Hand out work and look at the clock; returns how much was relayed since the last time."""
+        self._hand_out()
+        if now >= self.next_check:
+            self._deaths.reap(self._crew.pids())
+            self.next_check = min(
+                (self._check(process, now) for process in self._crew), default=now + _IDLE_WAIT_S
+            )
+        self._set_pause()
+        relayed, self._relayed = self._relayed, 0
+        return relayed
+
+    def write_system_error(self, text: str) -> None:
+        """Write down an exception of our own code."""
+        path = self._settings["files"]["system_error"]
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    # Bundles.
+
+    def _hand_out(self) -> None:
+        if self._stopping or self._crew.is_lost:
+            for bundle in self._bundles.drop_waiting():
+                self._agent.send(reports.bundle_end(bundle, 0, ""))
+            return
+        self._give(self._bundles.hand_out_to_idle())
+        for holder in self._bundles.overloaded():
+            self._take_back(holder)
+        self._give(self._bundles.hand_out_to_idle())
+        self._give(self._bundles.hand_out_ahead())
+
+    def _give(self, pairs: Iterator[tuple[str, bundles.Bundle]]) -> None:
+        for name, bundle in pairs:
+            process = self._crew[name]
+            process.give(bundle.tag, bundle.frame)
+            self._set_mask(process)
+            if self._bundles.current(name) is bundle:
+                self._say("bundle_started", process, bundle=bundle.tag)
+
+    def _take_back(self, holder: str) -> bool:
+        tag = self._crew[holder].take_back()
+        if tag is None:
+            return False
+        begins = self._bundles.take_back(holder, tag)
+        if begins is not None:
+            self._say("bundle_started", self._crew[holder], bundle=begins.tag)
+        return True
+
+    # Worker processes: what they say.
+
+    def _from_worker(self, process: processes.WorkerProcess) -> None:
+        if process.link.unsent:
+            process.link.flush()
+        self._relay(process, process.link.receive())
+        self._set_mask(process)
+
+    def _relay(
+        self, process: processes.WorkerProcess, frames: list[tuple[int, int, bytes]]
+    ) -> None:
+        for kind, tag, frame in frames:
+            self._agent.send(frame)
+            self._relayed += 1
+            if kind == channel.RESULT:
+                self._bundles.count_result(process.name)
+                self._has_worked(process)
+            elif kind == channel.BUNDLE_END:
+                self._bundle_ended(process, tag)
+            elif kind == channel.EVENT:
+                self._heard(process, frame)
+
+    def _bundle_ended(self, process: processes.WorkerProcess, tag: int) -> None:
+        begins = self._bundles.end(process.name, tag)
+        if begins is not None:
+            self._say("bundle_started", process, bundle=begins.tag)
+        elif self._stopping:
+            self._stop_if_idle(process)
+
+    def _heard(self, process: processes.WorkerProcess, frame: bytes) -> None:
+        (opened,) = channel.frames(frame)
+        event = opened.json()
+        if event["name"] == "process_ready":
+            process.ready = True
+            self._bundles.ready(process.name)
+        elif event["name"] == "start_failed":
+            process.start_failure = event["error"]
+
+    def _stop_if_idle(self, process: processes.WorkerProcess) -> None:
+        if process.stopping_at is None and self._bundles.current(process.name) is None:
+            process.stop(time.monotonic())
+            self._set_mask(process)
+
+    # Worker processes: life and death.
+
+    def _start_missing(self) -> None:
+        if self._stopping:
+            return
+        for process in self._crew.fill():
+            self._bundles.join(process.name)
+            self._handlers[process.link.fileno()] = functools.partial(self._from_worker, process)
+            self._handlers[process.pidfd] = functools.partial(self._ended, process)
+            self._poll.register(process.pidfd, select.EPOLLIN)
+            self._set_mask(process)
+            self._say("process_started", process)
+        self.next_check = 0.0
+
+    def _check(self, process: processes.WorkerProcess, now: float) -> float:
+        """Kill the process if it has taken too long; return when to look again."""
+        if process.doom is None:
+            status = process.page.read()
+            due = self._due(process, status)
+            if due is None or now < due:
+                # By then it may be at something else, with a deadline of its own.
+                again = self._deadlines.look_again_at(now)
+                return again if due is None else min(due, again)
+            # It may have finished while nobody looked: what was complete in time counts.
+            self._relay(process, process.link.drain())
+            status = process.page.read()
+            if self._due(process, status) != due:
+                return now
+            self._kill(process, "timeout", status)
+        assert process.doom is not None
+        if process.escalate(now):
+            self._bury(process, deaths.UNKILLABLE)
+            return now
+        return process.doom.next_at
+
+    def _due(self, process: processes.WorkerProcess, status: page.Status) -> float | None:
+        if process.stopping_at is not None:
+            return self._deadlines.of_stop(process.stopping_at)
+        return self._deadlines.of_phase(status, process.started_at)
+
+    def _kill(self, process: processes.WorkerProcess, reason: str, status: page.Status) -> None:
+        if process.doom is None:
+            # From here on it is not listened to: what it says while it is being killed is no result.
+            self._unwatch(process.link.fileno())
+            self._bundles.retire(process.name)
+            process.doom = processes.Doom(reason, status, time.monotonic())
+            self.next_check = 0.0
+
+    def _ended(self, process: processes.WorkerProcess) -> None:
+        self._deaths.reap(self._crew.pids())
+        death = self._deaths.take(process.pid)
+        if death is not None:
+            self._bury(process, death)
+
+    def _bury(self, process: processes.WorkerProcess, death: deaths.Death) -> None:
+        if process.doom is None:
+            self._relay(process, process.link.drain())
+        self._unwatch(process.link.fileno())
+        self._unwatch(process.pidfd)
+        self._crew.remove(process)
+        reaper.kill_remains(process.pid, process.marker, self._crew.pids())
+        reason, error = self._cause(process, death)
+        self._settle(process, error)
+        self._judge_start(process, error)
+        self._say("process_ended", process, reason=reason)
+        process.close()
+        self._start_missing()
+        if self._crew.is_lost and not self._stopping:
+            self._say("gave_up")
+
+    def _cause(
+        self, process: processes.WorkerProcess, death: deaths.Death
+    ) -> tuple[str, Error | None]:
+        """Return why it ended, for `process_ended`, and the error if that was not what we wanted."""
+        doom = process.doom
+        if doom is None:
+            if process.stopping_at is not None and death.reason == "exit":
+                return "stopped", None
+            status = process.page.read()
+            return death.reason, deaths.of_process(death, status.phase, process.file("stderr"))
+        if doom.reason != "timeout":
+            return doom.reason, None
+        phase = page.ENDING if process.stopping_at is not None else doom.status.phase
+        words, source = self._deadlines.words[phase], self._settings["source_folder"]
+        error = deaths.of_timeout(phase, words, process.page.stacks(), source)
+        if phase == page.ENDING:
+            self._log(process, "shutdown", error, [])
+        return doom.reason, error
+
+    def _settle(self, process: processes.WorkerProcess, error: Error | None) -> None:
+        """End the bundle of a dead process; charge its death to the mini-batch that was running."""
+        bundle = self._bundles.leave(process.name)
+        if bundle is None:
+            return
+        status = process.page.read() if process.doom is None else process.doom.status
+        blamed = (
+            error is not None
+            and status.phase in page.BUSY
+            and (status.bundle, status.position) == (bundle.tag, bundle.results)
+        )
+        if blamed and error is not None:
+            task = reports.task(bundle, status.position)
+            heading = failures.heading(task, error["stage"])
+            self._log(process, heading, error, failures.first_items(task[3]))
+            outcome = "timed_out" if error["category"] == "timeout" else "process_died"
+            frame = reports.failed_attempt(bundle, status, process.name, outcome, error)
+            self._agent.send(frame)
+            self._has_worked(process)
+        self._agent.send(reports.bundle_end(bundle, bundle.results + blamed, process.name))
+
+    def _has_worked(self, process: processes.WorkerProcess) -> None:
+        if not process.has_worked:
+            process.has_worked = True
+            self._crew.succeeded()
+
+    def _judge_start(self, process: processes.WorkerProcess, error: Error | None) -> None:
+        # One that dies after init() without having done anything is a start that failed, too: else
+        # such processes would be replaced for ever.
+        if error is None or process.has_worked:
+            return
+        if process.start_failure is None:
+            self._log(process, "start", error, [])
+            self._say("start_failed", process, error=error)
+        self._crew.failed()
+
+    # Small things.
+
+    def _say(
+        self, name: str, process: processes.WorkerProcess | None = None, **more: object
+    ) -> None:
+        self._agent.send(reports.event(name, self._settings["node"], process, **more))
+
+    def _log(
+        self, process: processes.WorkerProcess, heading: str, error: Error, items: list[str]
+    ) -> None:
+        failures.append_to_log(process.file("error"), heading, error, items)
+
+    def _set_pause(self) -> None:
+        paused = self._agent.unsent > (_UNSENT_LIMIT // 2 if self._paused else _UNSENT_LIMIT)
+        if paused != self._paused:
+            self._paused = paused
+            for process in self._crew:
+                self._set_mask(process)
+
+    def _set_mask(self, process: processes.WorkerProcess) -> None:
+        """Watch its socket for what is wanted of it now."""
+        fd = process.link.fileno()
+        if process.doom is not None or process.link.closed:
+            self._unwatch(fd)
+            return
+        mask = 0 if self._paused else select.EPOLLIN
+        if process.link.unsent:
+            mask |= select.EPOLLOUT
+        known = self._masks.get(fd)
+        if known is None:
+            self._poll.register(fd, mask)
+        elif known != mask:
+            self._poll.modify(fd, mask)
+        self._masks[fd] = mask
+
+    def _unwatch(self, fd: int) -> None:
+        if self._handlers.pop(fd, None) is not None:
+            self._masks.pop(fd, None)
+            self._poll.unregister(fd)

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from prefect_parallelrun import (
+    ConfigError,
+    EntryScriptError,
+    FileDataset,
+    ParallelRunConfig,
+    ParallelRunError,
+    ParallelRunStep,
+    PipelineParameter,
+)
+from prefect_parallelrun.datasets import Dataset
+
+
+def _task_run_names(flow_run_id):
+    """The names of a flow run's task runs, once the server has heard of one (it does so later)."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    deadline = time.monotonic() + 30
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            if runs := client.read_task_runs(flow_run_filter=wanted):
+                return [run.name for run in runs]
+            time.sleep(0.05)
+    return []
+
+
+def test_in_a_flow(files, read_rows):
+    """A step called in a flow runs to its end and returns its result, as one task run (R1, R240)."""
+
+    @flow
+    def score():
+        result = files.step()()
+        assert read_rows(result) == files.rows()
+        return result
+
+    state = score(return_state=True)
+    result = state.result()
+
+    assert (result.items.total, result.items.succeeded, result.items.failed) == (3, 3, 0)
+    assert (result.mini_batches.total, result.mini_batches.succeeded) == (2, 2)
+    assert result.reused is False
+    assert [folder.name for folder in files.runs()] == [result.run_id]
+    assert _task_run_names(state.state_details.flow_run_id) == ["score-files"]
+
+
+def test_in_an_async_flow(files, read_rows):
+    """A step can be called in an async flow (R240)."""
+
+    @flow
+    async def score():
+        return files.step()()
+
+    assert read_rows(asyncio.run(score())) == files.rows()
+
+
+def test_in_a_plain_script(files, read_rows):
+    """Outside of a flow the call is a task run all the same, and returns the result."""
+    assert read_rows(files.step()()) == files.rows()
+
+
+def test_output_folder(files, tmp_path, read_rows):
+    """The output goes where the user said, with nothing else beside it (R28, R50)."""
+    result = files.step(output=tmp_path / "out", config={"append_row_file_name": "rows.txt"})()
+
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rows.txt"]
+    assert read_rows(result) == files.rows()
+
+
+def test_submit_gives_a_future_to_other_tasks(files):
+    """A submitted step's future flows to a downstream task, which gets the result (R240)."""
+
+    @task
+    def count(result):
+        return result.items.succeeded
+
+    @flow
+    def score():
+        future = files.step().submit()
+        return count.submit(future).result(), future.result().reused
+
+    assert score() == (3, False)
+
+
+def test_submit_needs_a_flow(files):
+    """Outside of a flow there is no task runner: submit() says so, and starts nothing."""
+    with pytest.raises(ConfigError, match="outside of a flow"):
+        files.step().submit()
+    assert files.runs() == []
+
+
+@pytest.mark.parametrize("submitted", [False, True], ids=["result", "future"])
+def test_a_second_step_takes_the_firsts_result(files, read_rows, submitted):
+    """A result, or a future of one, is an input of the next step, and a path in arguments (R240)."""
+
+    @flow
+    def chain():
+        step = files.step("first-step")
+        first = step.submit() if submitted else step()
+        second = files.step("second-step", inputs=[first], arguments=["--word", first])
+        return (first.result() if submitted else first), second()
+
+    first, second = chain()
+
+    line = "|".join(files.rows())
+    assert read_rows(second) == [f"{first.output} parallel_run_step.txt {line}"]
+
+
+def test_a_failing_step_shows_the_scripts_own_error(files, caplog):
+    """The exception and the flow's log hold the script's error with its stack trace (R206)."""
+    files.script.write_text("def run(mini_batch):\n    raise ValueError('no such flavour')\n")
+
+    @flow
+    def score():
+        return files.step(config={"run_max_try": 1})()
+
+    with caplog.at_level(logging.INFO), pytest.raises(ParallelRunError) as error:
+        score()
+
+    assert "no such flavour" in str(error.value)
+    assert "score.py" in str(error.value)
+    assert "a.txt" in str(error.value)
+    assert error.value.run_id == files.runs()[0].name
+    assert str(error.value.logs_directory).startswith(str(files.runs()[0]))
+    assert "no such flavour" in caplog.text
+
+
+def test_refusals_come_before_the_task_run(files):
+    """What is known to be wrong raises where the step is made: nothing has been started (R46)."""
+    files.script.write_text("def init(): ...\n")
+    with pytest.raises(EntryScriptError, match="defines no run"):
+        files.step()
+
+    data = [FileDataset.from_files(str(files.data))]
+    for wrong in [
+        {"name": "No"},
+        {"inputs": []},
+        {"inputs": data[0]},
+        {"inputs": ["data"]},
+        {"arguments": ["--output", "x"]},
+        {"arguments": "--word row"},
+        {"output": 3},
+        {"allow_reuse": 1},
+    ]:
+        with pytest.raises(ConfigError, match=f"^{next(iter(wrong))}="):
+            files.step(**wrong)
+    with pytest.raises(ConfigError, match=r"^parallel_run_config="):
+        ParallelRunStep("score-files", "score.py", data)
+    assert files.runs() == []
+
+
+def test_a_missing_input_fails_the_task(files):
+    """An input that is not there is named, before any worker starts."""
+    (files.data / "a.txt").unlink()
+    step = files.step(inputs=[FileDataset.from_files(str(files.data / "a.txt"))])
+
+    with pytest.raises(ParallelRunError, match=r"a\.txt"):
+        step()
+
+
+def test_pipeline_parameters(files):
+    """A pipeline parameter is the flow's parameter of that name, else its default (R39)."""
+    config = {
+        "mini_batch_size": PipelineParameter("size", 2),
+        "run_max_try": PipelineParameter("tries", 1),
+    }
+
+    @flow
+    def score(size: int = 3, tries: int = 1):
+        return files.step(config=config)()
+
+    @flow
+    def without():
+        return files.step(config=config, allow_reuse=False)()
+
+    assert score().mini_batches.total == 1
+    assert score(size=1).mini_batches.total == 3
+    assert without().mini_batches.total == 2
+    with pytest.raises(ConfigError, match="run_max_try=0"):
+        score(tries=0)
+
+
+def test_an_input_as_pipeline_parameter(files, tmp_path, read_rows):
+    """A dataset, too, can be changed with the flow's parameter, by its path (R39)."""
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "d.txt").write_text("D")
+    inputs = [PipelineParameter("data", FileDataset.from_files(str(files.data)))]
+
+    @flow
+    def score(data: str):
+        return files.step(inputs=inputs)()
+
+    assert read_rows(files.step(inputs=inputs)()) == files.rows()
+    assert read_rows(score(str(tmp_path / "more"))) == ["row d.txt D"]
+
+
+def test_with_options(files):
+    """Other options of the task leave the step as it is."""
+    step = files.step(task_options={"retries": 1})
+    other = step.with_options(retries=2, name="other-step")
+
+    assert (other.name, other.task_options) == ("other-step", {"retries": 2})
+    assert (step.name, step.task_options) == ("score-files", {"retries": 1})
+    assert other().name == "other-step"
+
+
+def test_return_state(files):
+    """With return_state a failure is a state, not an exception."""
+    files.script.write_text("def run(mini_batch):\n    raise ValueError('no')\n")
+
+    state = files.step(config={"run_max_try": 1})(return_state=True)
+
+    assert state.is_failed()
+    assert isinstance(state.result(raise_on_failure=False), ParallelRunError)
+
+
+def test_a_step_is_found_from_another_folder(files, monkeypatch, read_rows):
+    """Paths are settled when the step is made: a change of folder does not change the step."""
+    monkeypatch.chdir(files.folder)
+    step = ParallelRunStep(
+        "score-files",
+        ParallelRunConfig("score.py", source_directory="scripts", process_count_per_node=1),
+        [FileDataset.from_files("data")],
+        output="out",
+    )
+    monkeypatch.chdir("/")
+
+    assert read_rows(step()) == files.rows()
+    assert (files.folder / "out").is_dir()
+
+
+def test_plan_runs_nothing(files):
+    """A plan has the mini-batches that would run, and starts no run."""
+    plan = files.step().plan()
+
+    assert len(plan) == 2
+    assert [len(one.work["files"]) for one in plan] == [2, 1]
+    assert files.runs() == []
+
+
+def test_debug_runs_in_this_process(files):
+    """debug() returns what run() returned, and raises the script's own exception (R1)."""
+    assert files.step().debug(mini_batches=2) == [files.rows()[:2], files.rows()[2:]]
+
+    files.script.write_text("def run(mini_batch):\n    raise ValueError('no')\n")
+    with pytest.raises(ValueError, match=r"^no$"):
+        files.step().debug()
+    with pytest.raises(ConfigError, match="mini_batches=0"):
+        files.step().debug(0)
+
+
+def test_inputs_are_listed_once(files, monkeypatch):
+    """The reuse key and the run see the same listing, which no later run sees (design 5)."""
+    listed = []
+    original = FileDataset.list_files
+
+    def counted(self):
+        listed.append(self)
+        return original(self)
+
+    monkeypatch.setattr(FileDataset, "list_files", counted)
+    assert isinstance(FileDataset.from_files(str(files.data)), Dataset)
+
+    files.step()()
+    assert len(listed) == 1
+    (files.data / "d.txt").write_text("D")
+    assert files.step()().items.total == 4
+    assert len(listed) == 2

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from prefect_parallelrun import FileDataset, ParallelRunError
+
+
+@pytest.fixture
+def again(files, tmp_path):
+    """Return a function that runs a step and says whether it was reused, and its state's name."""
+
+    def run(**settings):
+        step = files.step(**{"output": tmp_path / "out", **settings})
+        state = step(return_state=True)
+        return state.result().reused, state.name
+
+    return run
+
+
+NEW = (False, "Completed")
+REUSED = (True, "Cached")
+
+
+def test_an_unchanged_step_is_reused(files, again, read_rows):
+    """The same settings and inputs give the earlier result, and nothing runs (R52, R240)."""
+    assert again() == NEW
+    assert again() == REUSED
+    assert again() == REUSED
+    assert len(files.runs()) == 1
+
+
+def test_reused_through_submit_and_direct_call(files):
+    """A reused result says so, however the step was called."""
+
+    @flow
+    def score():
+        direct = files.step()()
+        return direct.reused, files.step().submit().result().reused, files.step()().reused
+
+    assert score() == (False, True, True)
+
+
+CHANGES = {
+    "script": lambda files: files.script.write_text(files.script.read_text() + "\n# changed\n"),
+    "helper": lambda files: (files.script.parent / "helper.py").write_text("x = 1"),
+    "content": lambda files: (files.data / "a.txt").write_text("longer than it was"),
+    "time": lambda files: os.utime(files.data / "a.txt", ns=(1, 1)),
+    "added": lambda files: (files.data / "d.txt").write_text("D"),
+    "removed": lambda files: (files.data / "a.txt").unlink(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_the_rows_runs_again(files, again, change):
+    """A change of the script, of what is beside it, or of an input file is a new run (R52)."""
+    assert again() == NEW
+
+    CHANGES[change](files)
+
+    assert again() == NEW
+    assert again() == REUSED
+
+
+def test_settings_that_can_change_the_output(files, again):
+    """Another setting that can change the rows, or where they are, is a new run (design 5)."""
+    assert again() == NEW
+    assert again(arguments=["--word", "other"]) == NEW
+    assert again(output=None) == NEW
+
+
+def test_settings_that_cannot_change_the_output(files, again):
+    """Another setting that cannot change the rows leaves the result in place (design 5)."""
+    assert again() == NEW
+    assert again(config={"node_count": 2, "run_max_try": 1, "logging_level": "DEBUG"}) == REUSED
+
+
+def test_side_inputs_count(files, again, tmp_path):
+    """A changed side input is a new run, whether or not it is an argument (R49, R52)."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "names.txt").write_text("x")
+    side = FileDataset.from_files(str(tmp_path / "labels")).as_named_input("labels").as_mount()
+    settings = {"side_inputs": [side]}
+    assert again(**settings) == NEW
+    assert again(**settings) == REUSED
+
+    (tmp_path / "labels" / "names.txt").write_text("changed")
+
+    assert again(**settings) == NEW
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("other")])
+def test_an_output_that_is_gone_or_changed(files, again, tmp_path, damage):
+    """A result whose output is no more what it was does not hold (design 5)."""
+    assert again() == NEW
+    damage(tmp_path / "out" / "parallel_run_step.txt")
+
+    assert again() == NEW
+    assert again() == REUSED
+
+
+def test_summary_only_output(files, again, tmp_path):
+    """With summary_only, any difference in the output folder runs the step again (design 5)."""
+    files.script.write_text(
+        "import os\n"
+        "def run(mini_batch):\n"
+        "    for path in mini_batch:\n"
+        "        name = os.path.basename(path) + '.out'\n"
+        "        open(os.path.join(os.environ['AZUREML_BI_OUTPUT_PATH'], name), 'w').close()\n"
+        "    return mini_batch\n"
+    )
+    settings = {"config": {"output_action": "summary_only"}}
+    assert again(**settings) == NEW
+    assert again(**settings) == REUSED
+
+    (tmp_path / "out" / "a.txt.out").unlink()
+
+    assert again(**settings) == NEW
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a.txt.out",
+        "b.txt.out",
+        "c.txt.out",
+    ]
+
+
+def test_allow_reuse_false_runs_always(files, again):
+    """Without allow_reuse every call is a new run, which no other one takes (R52)."""
+    assert again(allow_reuse=False) == NEW
+    assert again(allow_reuse=False) == NEW
+    assert again() == NEW
+
+
+def test_tolerated_failures_run_again(files, again):
+    """A run that completed with failed items is no result to take (design 5)."""
+    files.script.write_text(
+        "def run(mini_batch):\n"
+        "    if mini_batch[0].endswith('c.txt'):\n"
+        "        raise ValueError('bad file')\n"
+        "    return mini_batch\n"
+    )
+    settings = {"config": {"error_threshold": -1, "run_max_try": 1}}
+
+    assert again(**settings) == NEW
+    assert again(**settings) == NEW
+
+
+def test_a_failed_run_is_not_stored(files, again):
+    """After a failure the same step runs again, and its success is what is kept."""
+    files.script.write_text(
+        "import os\n"
+        f"flag = {str(files.folder / 'mended')!r}\n"
+        "def run(mini_batch):\n"
+        "    if not os.path.exists(flag):\n"
+        "        raise ValueError('not yet')\n"
+        "    return mini_batch\n"
+    )
+    settings = {"config": {"run_max_try": 1}}
+    with pytest.raises(ParallelRunError, match="not yet"):
+        again(**settings)
+
+    (files.folder / "mended").write_text("")
+
+    assert again(**settings) == NEW
+    assert again(**settings) == REUSED

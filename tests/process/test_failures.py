@@ -1,0 +1,350 @@
+"""What becomes of a mini-batch whose attempt fails, and of its neighbours."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime folder on the path)
+from prefect_parallelrun_runtime import channel
+
+# What a script does with mini-batch "bad", and what must be said of it: outcome, category, a word of
+# the message, and whether the process survives.
+BAD_JOBS = {
+    "raises": ("raise ValueError('no such label')", "failed", "exception", "no such label", True),
+    "exits hard": ("os._exit(7)", "process_died", "exit", "exit code 7", False),
+    "is killed": ("os.kill(os.getpid(), 9)", "process_died", "signal", "SIGKILL", False),
+    "crashes": ("ctypes.string_at(0)", "process_died", "signal", "SIGSEGV", False),
+    "calls sys.exit": ("sys.exit(3)", "failed", "exit", "3", False),
+    "returns None": ("return None", "failed", "bad_return", "None", True),
+    "returns a generator": ("return (x for x in [])", "failed", "bad_return", "a generator", True),
+    "returns a str": ("return 'abc'", "failed", "bad_return", "a str", True),
+    "returns a dict": ("return {}", "failed", "bad_return", "a dict", True),
+    "is out of memory": ("raise MemoryError('too big')", "failed", "memory", "too big", True),
+    "closes its output, then dies": ("os.close(1); os.close(2); os._exit(1)", "process_died", "exit", "code 1", False),
+    "closes all, channel included": ("os.closerange(3, 200)", "process_died", "exit", "code", False),
+    "recurses": ("return run(mini_batch)", "failed", "exception", "recursion", True),
+    "raises what cannot be shown": ("raise Unshowable()", "failed", "exception", "cannot be shown", True),
+    "is cancelled inside": ("raise GeneratorExit('odd')", "failed", "exception", "odd", True),
+}  # fmt: skip
+
+SCRIPT = """
+import ctypes, os, sys
+class Unshowable(Exception):
+    def __str__(self):
+        raise RuntimeError("no")
+def run(mini_batch):
+    if mini_batch.task_id == 11:
+        {job}
+    return [mini_batch.task_id]
+"""
+
+
+@pytest.mark.parametrize("name", BAD_JOBS)
+def test_a_bad_job_costs_its_own_mini_batch_only(node, name):
+    """What finished stays finished, what was not begun is handed back, and the next bundle works (R38, R207)."""
+    job, outcome, category, word, survives = BAD_JOBS[name]
+    node.script(SCRIPT.format(job=job))
+    node.start()
+
+    answer = node.run(*({"rank": place} for place in range(3)), index=10)
+
+    assert answer.outcomes[:2] == ["succeeded", outcome]
+    error = answer.results[1]["error"]
+    assert error["category"] == category
+    assert error["stage"] in ("run", "result")
+    assert word in error["message"]
+    assert answer.rows[0] == b"10\n"
+    assert answer.rows[1] == b""
+    if survives:
+        assert answer.finished == 3
+        assert answer.outcomes[2] == "succeeded"
+    else:
+        assert answer.finished == 2
+        assert len(answer.results) == 2
+        assert node.event("process_ended")["process"] == "process000"
+    after = node.run({"rank": 0}, index=20)
+    assert after.outcomes == ["succeeded"]
+    assert after.results[0]["process"] == ("process000" if survives else "process001")
+    if not survives:
+        assert node.event("process_started", process="process001")["pid"]
+
+
+def test_an_exception_is_told_whole_without_our_frames(node):
+    """The error names type, message, place in the user's source and stack; the log has it, too (R60, R206)."""
+    node.script("def check(x):\n    raise KeyError(x)\n", "deep/helper.py")
+    node.script("""
+        from deep import helper
+        def run(mini_batch):
+            try:
+                1 / 0
+            except ZeroDivisionError:
+                helper.check("price")
+    """)
+    node.start()
+
+    answer = node.run({"files": [str(node.source / "score.py")] * 5}, attempt=2, index=17)
+
+    error = answer.results[0]["error"]
+    assert error["type"] == "KeyError"
+    assert error["where"] == "deep/helper.py:2 in check"
+    assert error["traceback"].startswith("Traceback (most recent call last):\n")
+    assert "ZeroDivisionError" in error["traceback"]
+    assert "prefect_parallelrun" not in error["traceback"]
+    log = node.log("error")
+    assert "mini-batch 17, attempt 2, run" in log
+    assert "… and 2 more" in log
+    assert "raise KeyError(x)" in log
+
+
+def test_a_vanished_file_fails_its_mini_batch_alone(node):
+    """A file that is gone is a failed load that names it; run() is not called (R38)."""
+    node.script("def run(mini_batch): return [len(mini_batch)]")
+    node.start()
+
+    answer = node.run({"files": ["/nowhere/gone.png"]}, {"rank": 0})
+
+    assert answer.outcomes == ["failed", "succeeded"]
+    error = answer.results[0]["error"]
+    assert (error["category"], error["stage"]) == ("load", "load")
+    assert "/nowhere/gone.png" in error["message"]
+    assert "/nowhere/gone.png" in node.log("error")
+
+
+SLEEPERS = {
+    "in Python": "time.sleep(600)",
+    "in a loop": "while True: pass",
+    "in C code that keeps the interpreter lock and ignores SIGTERM": (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); ctypes.PyDLL(None).pause()"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SLEEPERS)
+def test_a_stuck_run_is_killed_in_time_with_its_stack(node, name):
+    """run_timeout_s ends it from outside, wherever it is; the error says where it was (R37, R205)."""
+    node.script(f"""
+        import ctypes, signal, time
+        def run(mini_batch):
+            if mini_batch.task_id == 1:
+                {SLEEPERS[name]}
+            return ["fine"]
+    """)
+    node.start(run_timeout_s=0.5)
+    node.event("process_ready")
+
+    began = time.monotonic()
+    answer = node.run({"rank": 0}, {"rank": 1}, {"rank": 2})
+    took = time.monotonic() - began
+
+    assert answer.outcomes == ["succeeded", "timed_out"]
+    assert answer.finished == 2
+    assert 0.5 <= took < 5
+    result = answer.results[1]
+    assert result["items"] == 1
+    assert 0.5 <= result["run_s"] < 5
+    error = result["error"]
+    assert error["category"] == "timeout"
+    assert "run_invocation_timeout=0.5" in error["message"]
+    assert error["where"] == "score.py:5 in run"
+    assert "in run" in error["traceback"]
+    assert "took longer" in node.log("error")
+    assert node.run({"rank": 5}, index=5).results[0]["process"] == "process001"
+
+
+def test_a_late_result_of_a_killed_run_does_not_count(node):
+    """What a script says while it is being killed is no result, even if SIGTERM lets it return."""
+    node.script("""
+        import signal, time
+        class Enough(Exception): pass
+        def stop(*_): raise Enough
+        signal.signal(signal.SIGTERM, stop)
+        def run(mini_batch):
+            try:
+                time.sleep(600)
+            except Enough:
+                pass
+            return ["late"]
+    """)
+    node.start(run_timeout_s=0.3, kill_grace_s=1.0)
+
+    answer = node.run({"rank": 0}, {"rank": 1})
+
+    assert answer.outcomes == ["timed_out"]
+    assert answer.finished == 1
+
+
+def test_a_stuck_load_has_a_limit_of_its_own(node):
+    """Loading is timed by task_overhead_timeout, not by the limit of run() (R105)."""
+    # A file system that hangs, as the loader would meet it.
+    node.script("""
+        import time
+        from prefect_parallelrun_runtime import load
+        def init():
+            load.load = lambda work, reader: time.sleep(600)
+        def run(mini_batch): return [1]
+    """)
+    node.start(load_timeout_s=0.5)
+
+    answer = node.run({"rank": 0})
+
+    assert answer.outcomes == ["timed_out"]
+    error = answer.results[0]["error"]
+    assert (error["category"], error["stage"]) == ("timeout", "load")
+    assert "task_overhead_timeout=0.5 " in error["message"]
+
+
+GRANDCHILD = """
+import os, subprocess, sys, time
+def run(mini_batch):
+    out = os.environ["AZUREML_BI_OUTPUT_PATH"]
+    started = []
+    for marked in (True, False):
+        environment = None if marked else {}
+        started.append(subprocess.Popen(
+            ["/bin/sh", "-c", "trap '' TERM; setsid sleep 600 & echo $!; sleep 600"],
+            stdout=subprocess.PIPE, text=True, start_new_session=marked, env=environment))
+    pids = [os.getpid()]
+    for process in started:
+        pids += [process.pid, int(process.stdout.readline())]
+    with open(out + "/pids", "w") as file:
+        file.write(" ".join(map(str, pids)) + "\\n")
+    HOW
+"""
+
+
+@pytest.mark.parametrize("how", ["time.sleep(600)", "os._exit(1)"])
+def test_nothing_that_a_script_started_outlives_its_process(node, how):
+    """Children and grandchildren go with the process, setsid and deaf to SIGTERM or not (R205)."""
+    node.script(GRANDCHILD.replace("HOW", how))
+    node.start(run_timeout_s=1.0)
+
+    answer = node.run({"rank": 0})
+
+    assert answer.outcomes[0] in ("timed_out", "process_died")
+    pids = [int(pid) for pid in node.read_when_there("pids").split()]
+    if how == "os._exit(1)":
+        # One that changed both session and environment cannot be told from others: it goes at the end.
+        pids = pids[:-1]
+    node.wait_for(lambda: not any(map(node.is_alive, pids)))
+    assert node.run({"rank": 0}).finished == 1
+
+
+@pytest.mark.parametrize("death", ["close", "kill"])
+def test_nothing_outlives_the_agent_or_the_supervisor(node, death):
+    """When the agent's socket closes, or the supervisor is told to end, every descendant is gone at once (R205)."""
+    node.script(GRANDCHILD.replace("HOW", "time.sleep(600)"))
+    node.start(process_count=2)
+    node.ranks()
+    pids = [int(pid) for pid in node.read_when_there("pids").split()]
+    assert all(map(node.is_alive, pids))
+
+    began = time.monotonic()
+    if death == "close":
+        node.close()
+    else:
+        os.kill(node.pid, signal.SIGTERM)
+        node.wait()
+
+    assert not any(map(node.is_alive, pids))
+    assert time.monotonic() - began < 2
+
+
+def test_worker_processes_die_with_a_supervisor_that_is_killed(node):
+    """Even SIGKILL of the supervisor leaves no worker process behind."""
+    node.script("import os\ndef run(mini_batch): return [os.getpid()]")
+    node.start()
+    pid = int(node.run({"rank": 0}).rows[0])
+
+    os.kill(node.pid, signal.SIGKILL)
+
+    node.wait_for(lambda: not node.is_alive(pid))
+
+
+def test_an_exception_of_our_own_is_written_down_and_ends_everything(node):
+    """A supervisor that fails says so in its own file and leaves no process behind (R80)."""
+    node.script("import os\ndef run(mini_batch): return [os.getpid()]")
+    node.start()
+    pid = int(node.run({"rank": 0}).rows[0])
+
+    node.send(channel.pack(channel.BUNDLE, 99, {"no": "such thing"}))
+
+    assert node.wait() == 1
+    assert not node.is_alive(pid)
+    assert "KeyError: 'avoid'" in node.log("system_error")
+
+
+def test_an_interrupt_of_the_terminal_reaches_nobody(node):
+    """SIGINT to the supervisor changes nothing: the driver decides what a Ctrl-C means."""
+    node.script("def run(mini_batch): return [1]")
+    node.start()
+    node.event("process_ready")
+
+    os.kill(node.pid, signal.SIGINT)
+
+    assert node.run({"rank": 0}).outcomes == ["succeeded"]
+    assert os.getsid(node.pid) == node.pid
+
+
+def test_a_neighbour_is_not_disturbed(node):
+    """While one process is killed and replaced, the other goes on with its mini-batch (R207)."""
+    node.script("""
+        import os, time, pathlib
+        OUT = pathlib.Path(os.environ["AZUREML_BI_OUTPUT_PATH"])
+        def run(mini_batch):
+            (OUT / f"began{mini_batch.task_id}").write_text("\\n")
+            while not (OUT / "go").exists():
+                time.sleep(0.005)
+            return [os.getpid()]
+    """)
+    node.start(process_count=2)
+    node.event("process_ready", process="process000")
+    node.event("process_ready", process="process001")
+    slow, stuck = node.ranks(index=1), node.ranks(index=0)
+    node.event("bundle_started", bundle=slow)
+    started = node.event("bundle_started", bundle=stuck)
+    node.read_when_there("began0")
+
+    os.kill(started["pid"], signal.SIGKILL)
+    died = node.answer(stuck)
+    (node.output / "go").write_text("")
+
+    assert died.outcomes == ["process_died"]
+    assert node.answer(slow).outcomes == ["succeeded"]
+    assert node.event("process_started", process="process002")["process"] == "process002"
+    assert len(node.named("process_ended")) == 1
+
+
+def test_a_fork_that_comes_back_does_not_answer(node):
+    """A child that the script forks and that returns from run() ends there: one result per mini-batch (R200)."""
+    node.script("""
+        import os
+        def run(mini_batch):
+            pid = os.fork()
+            if pid:
+                os.waitpid(pid, 0)
+            return [pid > 0]
+    """)
+    node.start()
+
+    answer = node.run({"rank": 0}, {"rank": 1})
+
+    assert answer.outcomes == ["succeeded", "succeeded"]
+    assert answer.rows == [b"True\n", b"True\n"]
+
+
+def test_large_results_pass_whole(node):
+    """Rows of many megabytes come as they were, from two processes at once."""
+    node.script("""
+        def run(mini_batch):
+            return [str(mini_batch.task_id) * 1_000_000 for _ in range(8)]
+    """)
+    node.start(process_count=2)
+
+    answers = [node.answer(tag) for tag in [node.ranks(2, index=1), node.ranks(2, index=3)]]
+
+    rows = [row for answer in answers for row in answer.rows]
+    assert rows == [(digit * 1_000_000 + b"\n") * 8 for digit in (b"1", b"2", b"3", b"4")]
