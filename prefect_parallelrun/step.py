@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, overload
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from prefect import State, Task, get_run_logger
-from prefect.cache_policies import CachePolicy
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, resolve_futures_to_results
-from prefect.results import ResultStore
 from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
 from prefect.utilities.annotations import BaseAnnotation
 
-from prefect_parallelrun import checks, reuse, settings
+from prefect_parallelrun import checks, settings
 from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
-from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, OutputFileDatasetConfig
-from prefect_parallelrun.definition import StepDefinition, check_name
-from prefect_parallelrun.errors import ConfigError, ParallelRunError
-from prefect_parallelrun.node import snapshot
+from prefect_parallelrun.datasets import Dataset, FileDataset, OutputFileDatasetConfig
+from prefect_parallelrun.definition import check_name
+from prefect_parallelrun.errors import ConfigError
 from prefect_parallelrun.result import ParallelRunResult
+from prefect_parallelrun.work import ReusePolicy, Work, define, settled
 
 if TYPE_CHECKING:
     from prefect_parallelrun.planning import Plan
@@ -157,7 +151,7 @@ class ParallelRunStep:
         """Return what would run, without running anything: counts, sizes and the mini-batches."""
         from prefect_parallelrun.planning import make_plan
 
-        work = _Work.of(resolve_futures_to_results(self._now()))
+        work = Work.of(resolve_futures_to_results(self._now()))
         definition = work.definition
         # Tables in memory are written there, for whoever reads mini-batches of the plan.
         scratch = tempfile.mkdtemp(prefix=f"parallelrun-plan-{self.name}-")
@@ -180,7 +174,7 @@ class ParallelRunStep:
         from prefect_parallelrun.driver import inline
 
         checks.whole_number(least=1)("mini_batches", mini_batches)
-        definition = _settled(resolve_futures_to_results(self._now()))
+        definition = settled(resolve_futures_to_results(self._now()))
         results: list[Any] = inline.debug(definition, mini_batches=mini_batches)
         return results
 
@@ -207,85 +201,8 @@ class ParallelRunStep:
                 # Half of the arguments would be read wrongly, half of the datasets would not.
                 rest = [one for one in parameters[part] if not isinstance(one, _PENDING)]
                 known[part] = [] if part == "arguments" else rest
-        _define(known).validate(inputs_pending=pending)
+        define(known).validate(inputs_pending=pending)
         return parameters
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What a task run is to do, with the files that its inputs have now."""
-
-    definition: StepDefinition
-    listings: list[list[FileItem]]
-
-    @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Self:
-        """Settle the parameters of a task run, and list its inputs.
-
-        Raises:
-            ParallelRunError: something in them cannot work.
-        """
-        definition = _settled(parameters)
-        if definition.options.rank_mini_batch_count is not None:
-            return cls(definition, [[] for _ in definition.inputs])
-        return cls(definition, [dataset.list_files() for dataset in definition.inputs])
-
-
-_work_of_task_run: ContextVar[tuple[UUID, _Work] | None] = ContextVar(
-    "work_of_task_run", default=None
-)
-"""From the cache policy to the task's body, so that the inputs are listed once."""
-
-
-@dataclass
-class ReusePolicy(CachePolicy):
-    """Takes an earlier result where the step is the same, nothing failed, and its output is intact.
-
-    A stored result that holds no more cannot be taken out of Prefect's storage, so the key ends
-    with a generation: the first that is free, or whose result holds.
-    """
-
-    def compute_key(
-        self,
-        task_ctx: TaskRunContext,
-        inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],
-        **kwargs: Any,
-    ) -> str | None:
-        """Return the name under which the result is looked for, and will be stored."""
-        task_run = task_ctx.task_run
-        if not inputs["allow_reuse"]:
-            return f"parallelrun-{task_run.id}"
-        try:
-            work = _Work.of(inputs)
-            source = snapshot.digest(work.definition.config, leave_out=work.definition.left_out)
-            fingerprint = reuse.step_fingerprint(
-                work.definition, source_sha256=source.sha256, listings=work.listings
-            )
-        except ParallelRunError:
-            return None  # the task's body meets the same error, and raises it
-        for generation in itertools.count():
-            key = f"parallelrun-{fingerprint}-{generation}"
-            if not task_ctx.result_store.exists(key):
-                _work_of_task_run.set((task_run.id, work))
-                return key
-            if _holds(task_ctx.result_store, key):
-                return key
-        raise AssertionError("there is always a next generation")
-
-
-def _holds(store: ResultStore, key: str) -> bool:
-    """Return whether a stored result may stand for a new run."""
-    # Whatever cannot be read or understood, of whatever version, does not hold.
-    with contextlib.suppress(Exception):
-        result = store.read(key).result
-        return (
-            isinstance(result, ParallelRunResult)
-            and not result.items.failed
-            and not result.mini_batches.failed
-            and reuse.is_intact(Path(result.run_directory))
-        )
-    return False
 
 
 def _run_step(
@@ -300,30 +217,28 @@ def _run_step(
     """Run a step: the body of the task. All that matters is a parameter, for pickling and caching."""
     # Here, since it brings distributed: a step that is reused does not wait for that.
     from prefect_parallelrun.driver.run import run_step
+    from prefect_parallelrun.report.progress import TerminalBar
 
-    context, kept = TaskRunContext.get(), _work_of_task_run.get()
-    _work_of_task_run.set(None)
-    if kept is not None and context is not None and kept[0] == context.task_run.id:
-        work = kept[1]
-    else:
-        work = _Work.of(
-            {
-                "name": name,
-                "config": config,
-                "inputs": inputs,
-                "side_inputs": side_inputs,
-                "arguments": arguments,
-                "output": output,
-            }
-        )
-    run_id = settings.new_run_id()
-    return run_step(
-        work.definition,
-        run_folder=settings.run_root() / name / run_id,
-        run_id=run_id,
-        listings=work.listings,
-        log=get_run_logger(),
+    work = Work.of_this_task_run(
+        {
+            "name": name,
+            "config": config,
+            "inputs": inputs,
+            "side_inputs": side_inputs,
+            "arguments": arguments,
+            "output": output,
+        }
     )
+    run_id = settings.new_run_id()
+    with TerminalBar(name) as bar:
+        return run_step(
+            work.definition,
+            run_folder=settings.run_root() / name / run_id,
+            run_id=run_id,
+            listings=work.listings,
+            log=get_run_logger(),
+            on_progress=bar.show,
+        )
 
 
 @contextlib.contextmanager
@@ -335,34 +250,6 @@ def _quiet_logs() -> Iterator[None]:
         return
     with temporary_settings({setting: "ignore"}):
         yield
-
-
-def _define(parameters: Mapping[str, Any]) -> StepDefinition:
-    """Return the definition that the task's parameters make."""
-    return StepDefinition(
-        name=parameters["name"],
-        config=parameters["config"],
-        inputs=tuple(_as_dataset(one) for one in parameters["inputs"]),
-        side_inputs=tuple(_as_dataset(one) for one in parameters["side_inputs"]),
-        arguments=tuple(
-            one.output if isinstance(one, ParallelRunResult) else one
-            for one in parameters["arguments"]
-        ),
-        output=parameters["output"],
-        never_shipped=(settings.prefect_home(), settings.run_root()),
-    )
-
-
-def _settled(parameters: Mapping[str, Any]) -> StepDefinition:
-    """Return the definition that the task's parameters make, with no futures left, validated."""
-    definition = _define(parameters)
-    definition.validate()
-    return definition
-
-
-def _as_dataset(value: Any) -> Any:
-    """Return the output of an earlier step as a dataset; everything else as it is."""
-    return value.as_input(value.name) if isinstance(value, ParallelRunResult) else value
 
 
 def _as_output(value: Any) -> OutputFileDatasetConfig | None:

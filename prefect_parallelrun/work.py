@@ -1,0 +1,135 @@
+"""What one task run of a step is to do, and whether an earlier result may stand for it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+from uuid import UUID
+
+from prefect.cache_policies import CachePolicy
+from prefect.context import TaskRunContext
+from prefect.results import ResultStore
+
+from prefect_parallelrun import reuse, settings
+from prefect_parallelrun.datasets import FileItem
+from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.errors import ParallelRunError
+from prefect_parallelrun.node import snapshot
+from prefect_parallelrun.result import ParallelRunResult
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a task run is to do, with the files that its inputs have now."""
+
+    definition: StepDefinition
+    listings: list[list[FileItem]]
+
+    @classmethod
+    def of(cls, parameters: Mapping[str, Any]) -> Self:
+        """Settle the parameters of a task run, and list its inputs.
+
+        Raises:
+            ParallelRunError: something in them cannot work.
+        """
+        definition = settled(parameters)
+        if definition.options.rank_mini_batch_count is not None:
+            return cls(definition, [[] for _ in definition.inputs])
+        return cls(definition, [dataset.list_files() for dataset in definition.inputs])
+
+    @classmethod
+    def of_this_task_run(cls, parameters: Mapping[str, Any]) -> Self:
+        """Return what the cache policy found out for this task run, else find it out."""
+        context, kept = TaskRunContext.get(), _of_task_run.get()
+        _of_task_run.set(None)
+        if kept is not None and context is not None and kept[0] == context.task_run.id:
+            return cls(kept[1].definition, kept[1].listings)
+        return cls.of(parameters)
+
+
+_of_task_run: ContextVar[tuple[UUID, Work] | None] = ContextVar("work_of_task_run", default=None)
+"""From the cache policy to the task's body, so that the inputs are listed once."""
+
+
+@dataclass
+class ReusePolicy(CachePolicy):
+    """Takes an earlier result where the step is the same, nothing failed, and its output is intact.
+
+    A stored result that holds no more cannot be taken out of Prefect's storage, so the key ends
+    with a generation: the first that is free, or whose result holds.
+    """
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],
+        **kwargs: Any,
+    ) -> str | None:
+        """Return the name under which the result is looked for, and will be stored."""
+        task_run = task_ctx.task_run
+        if not inputs["allow_reuse"]:
+            return f"parallelrun-{task_run.id}"
+        try:
+            work = Work.of(inputs)
+            source = snapshot.digest(work.definition.config, leave_out=work.definition.left_out)
+            fingerprint = reuse.step_fingerprint(
+                work.definition, source_sha256=source.sha256, listings=work.listings
+            )
+        except ParallelRunError:
+            return None  # the task's body meets the same error, and raises it
+        for generation in itertools.count():
+            key = f"parallelrun-{fingerprint}-{generation}"
+            if not task_ctx.result_store.exists(key):
+                _of_task_run.set((task_run.id, work))
+                return key
+            if _holds(task_ctx.result_store, key):
+                return key
+        raise AssertionError("there is always a next generation")
+
+
+def _holds(store: ResultStore, key: str) -> bool:
+    """Return whether a stored result may stand for a new run."""
+    # Whatever cannot be read or understood, of whatever version, does not hold.
+    with contextlib.suppress(Exception):
+        result = store.read(key).result
+        return (
+            isinstance(result, ParallelRunResult)
+            and not result.items.failed
+            and not result.mini_batches.failed
+            and reuse.is_intact(Path(result.run_directory))
+        )
+    return False
+
+
+def define(parameters: Mapping[str, Any]) -> StepDefinition:
+    """Return the definition that the task's parameters make."""
+    return StepDefinition(
+        name=parameters["name"],
+        config=parameters["config"],
+        inputs=tuple(_as_dataset(one) for one in parameters["inputs"]),
+        side_inputs=tuple(_as_dataset(one) for one in parameters["side_inputs"]),
+        arguments=tuple(
+            one.output if isinstance(one, ParallelRunResult) else one
+            for one in parameters["arguments"]
+        ),
+        output=parameters["output"],
+        never_shipped=(settings.prefect_home(), settings.run_root()),
+    )
+
+
+def settled(parameters: Mapping[str, Any]) -> StepDefinition:
+    """Return the definition that the task's parameters make, with no futures left, validated."""
+    definition = define(parameters)
+    definition.validate()
+    return definition
+
+
+def _as_dataset(value: Any) -> Any:
+    """Return the output of an earlier step as a dataset; everything else as it is."""
+    return value.as_input(value.name) if isinstance(value, ParallelRunResult) else value
