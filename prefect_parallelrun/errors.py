@@ -39,6 +39,11 @@ class ParallelRunError(Exception):
         self.first_errors = first_errors
         """The script's own errors, each distinct one once, most frequent first."""
 
+    def __repr__(self) -> str:
+        # Prefect logs the repr of an exception, with escaped newlines, beside the whole text.
+        first, *more = str(self).splitlines() or [""]
+        return f"{type(self).__name__}({first + (' …' if more else '')!r})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (str(self),), self.__dict__)
 

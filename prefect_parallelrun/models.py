@@ -112,7 +112,8 @@ class ErrorGroup:
     """The message of the first."""
     count: int
     """How many attempts ended in it."""
-    first_mini_batch: int
+    first_mini_batch: int | None
+    """None for an error of import or `init()`, which no mini-batch had to do with."""
     first_items: tuple[str, ...]
     node: str
     process: str

@@ -6,6 +6,7 @@ import logging
 import sqlite3
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -85,6 +86,7 @@ class _Run:
         self.run_id = run_id
         self.log = log
         self.plan: Plan | None = None
+        self.schedule: Schedule | None = None
         self.started_at = datetime.now(UTC)
         self.rows_wanted = self.config.output_action == "append_row"
         self.limits = policy.Limits(
@@ -121,7 +123,7 @@ class _Run:
             self.log.info("%s", note)
         settings = self._settings(source.entry_script, self.plan)
         with OutputWriter(self.paths, keep_rows=self.rows_wanted, log=self.log) as writer:
-            Schedule(
+            self.schedule = Schedule(
                 self.definition,
                 self.plan,
                 settings,
@@ -131,8 +133,9 @@ class _Run:
                 writer=writer,
                 log=self.log,
                 on_progress=on_progress,
-            ).run()
-            return self._finish(writer, self.plan)
+            )
+            self.schedule.run()
+            return self._finish(writer)
 
     def fail(self, error: BaseException) -> NoReturn:
         """Leave the reports of a failed run, and raise the error with all that a person needs."""
@@ -200,9 +203,9 @@ class _Run:
         wanted = keywords.pop("header", self.definition.options.append_row_dataframe_header)
         return messages.AppendRow(header=bool(wanted), to_csv=keywords)
 
-    def _finish(self, writer: OutputWriter, plan: Plan) -> ParallelRunResult:
+    def _finish(self, writer: OutputWriter) -> ParallelRunResult:
         writer.flush()
-        summary = summarise(writer.journal)
+        summary = self._account()
         tally = policy.Tally(
             mini_batches_succeeded=summary.mini_batches.succeeded,
             mini_batches_failed=summary.mini_batches.failed,
@@ -240,12 +243,14 @@ class _Run:
 
     def _account(self) -> RunSummary:
         """Add up what there is; before the first mini-batch there is no journal."""
-        if not self.paths.journal.exists():
+        if self.schedule is None:
             return RunSummary(mini_batches=Counts(), items=Counts(), attempts=0, rows=0)
         items = self.plan.items if self.plan is not None else None
         count = len(self.plan) if self.plan is not None else None
         with Journal(self.paths.journal) as journal:
-            return summarise(journal, mini_batches=count, items=items)
+            summary = summarise(journal, mini_batches=count, items=items)
+        starts = failure.start_errors(self.schedule.start_failures, self.paths)
+        return replace(summary, errors=summary.errors + starts)
 
     def _report(self, summary: RunSummary, state: str, *, failed: str | None) -> None:
         failure.write_error_summary(self.paths, summary)

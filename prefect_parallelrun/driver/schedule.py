@@ -66,7 +66,8 @@ class Schedule:
         self._tracker = Tracker(plan, limits, paths.process_error)
         self._began = time.monotonic()
         self._last_news = self._last_shown = self._last_line = self._last_tend = self._began
-        self._init_errors: list[messages.Error] = []
+        self.start_failures: list[messages.Event] = []
+        """Processes of which import or `init()` failed."""
         self._first_errors: set[tuple[str, str]] = set()
         self._warned = False
 
@@ -170,14 +171,14 @@ class Schedule:
             return
         self._log.debug("%s", news)
         if name == "start_failed":
-            self._init_errors.append(news["error"])
+            self.start_failures.append(news)
         elif name == "gave_up":
             self._log.warning(
                 "%s: no process could be started, it is not tried any more", news["node"]
             )
             self._drop(news["node"], for_good=True)
             if not self._cluster.nodes:
-                raise self._init_failed(news)
+                raise self._init_failed()
 
     def _node_lost(self, event: NodeLost) -> None:
         self._log.warning("%s is lost: %s", event.node, event.reason)
@@ -250,15 +251,11 @@ class Schedule:
             self._last_line = now
             self._log.info("%s", standing)
 
-    # -- failures ----------------------------------------------------------------------------
-
-    def _init_failed(self, news: messages.Event) -> InitFailed:
-        first = self._init_errors[0]
+    def _init_failed(self) -> InitFailed:
+        stages = sorted({news["error"]["stage"] for news in self.start_failures})
         return InitFailed(
-            f"{self._definition.config.entry_script}: no worker process could be started on any node; "
-            f"{first['stage']} failed {len(self._init_errors)} times, first with\n\n"
-            f"{first['traceback'] or first['type'] + ': ' + first['message']}\n"
-            f"log: {self._paths.logs / 'user' / 'error'}"
+            f"{self._definition.config.entry_script}: no worker process could be started on any node: "
+            f"{' and '.join(stages)} failed {len(self.start_failures)} times"
         )
 
 

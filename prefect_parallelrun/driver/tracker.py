@@ -384,7 +384,8 @@ def sample(mini_batch: MiniBatch, most: int = 3) -> tuple[str, ...]:
     """Return the first items of a mini-batch as people name them: paths, or file and place in it."""
     work = mini_batch.work
     if "files" in work:
-        return tuple(work["files"][:most])
+        more = len(work["files"]) - most
+        return (*work["files"][:most], *([f"… and {more:,} more"] if more > 0 else []))
     if "start" in work:
         return (f"{work['path']} bytes {work['start']}-{work['end']}",)
     if "row_groups" in work:

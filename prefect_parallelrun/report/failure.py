@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect_parallelrun.models import ErrorGroup, RunSummary
 from prefect_parallelrun.paths import RunPaths
@@ -36,6 +38,29 @@ def first_errors(summary: RunSummary) -> tuple[str, ...]:
     return tuple(f"{_headline(error)} × {error.count:,}" for error in summary.errors)
 
 
+def start_errors(failures: Sequence[Mapping[str, Any]], paths: RunPaths) -> tuple[ErrorGroup, ...]:
+    """Group the failures of import and `init()`, most frequent first; each is a `messages.Event`."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for event in failures:
+        groups.setdefault((event["error"]["type"], event["error"]["where"]), []).append(event)
+    made = (
+        ErrorGroup(
+            type=kind,
+            where=where,
+            message=events[0]["error"]["message"],
+            count=len(events),
+            first_mini_batch=None,
+            first_items=(),
+            node=events[0]["node"],
+            process=events[0]["process"],
+            log_file=paths.process_error(events[0]["node"], events[0]["process"]),
+            traceback=events[0]["error"]["traceback"],
+        )
+        for (kind, where), events in groups.items()
+    )
+    return tuple(sorted(made, key=lambda group: -group.count))
+
+
 def write_error_summary(paths: RunPaths, summary: RunSummary) -> Path | None:
     """Write `user/error.txt`: each distinct error once (R59); without errors there is no file."""
     path = paths.error_summary
@@ -43,7 +68,7 @@ def write_error_summary(paths: RunPaths, summary: RunSummary) -> Path | None:
         path.unlink(missing_ok=True)
         return None
     attempts = sum(error.count for error in summary.errors)
-    parts = [f"{errors_line(summary)}\nin {attempts:,} failed attempts\n"]
+    parts = [f"{errors_line(summary)}\nfailed {attempts:,} times\n"]
     parts += [_entry(number, error) for number, error in enumerate(summary.errors, 1)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
@@ -70,7 +95,11 @@ def _headline(error: ErrorGroup) -> str:
 
 
 def _whereabouts(error: ErrorGroup) -> str:
-    lines = [f"in mini-batch {error.first_mini_batch:,}"]
+    lines = [
+        "at the start of a worker process"
+        if error.first_mini_batch is None
+        else f"in mini-batch {error.first_mini_batch:,}"
+    ]
     if error.node:
         lines[0] += f" on {error.node} {error.process}".rstrip()
     if error.first_items:

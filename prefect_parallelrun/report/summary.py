@@ -65,7 +65,13 @@ def errors_line(summary: RunSummary) -> str:
     noun = "error" if len(shown) == 1 else "errors"
     named = ", ".join(
         f"{error.type} × {error.count:,} "
-        f"(first at {error.where or 'an unknown place'}, mini-batch {error.first_mini_batch:,})"
+        f"(first at {error.where or 'an unknown place'}, "
+        + (
+            "at the start"
+            if error.first_mini_batch is None
+            else f"mini-batch {error.first_mini_batch:,}"
+        )
+        + ")"
         for error in shown[:5]
     )
     rest = f", and {len(shown) - 5} more" if len(shown) > 5 else ""
