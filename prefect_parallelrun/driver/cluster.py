@@ -97,6 +97,7 @@ class Cluster:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._nodes: dict[str, _Node] = {}
         self._losses: Counter[str] = Counter()
+        self._removed: set[str] = set()
         self._named = 0
         self._closing = False
         self._own = _embedded(node_count) if target is None else None
@@ -181,7 +182,8 @@ class Cluster:
         self._losses[gone.address] += MAX_LOSSES if for_good else 1
         if gone.bundles:
             self._client.cancel(list(gone.bundles.values()), asynchronous=False)
-        self._spawn(self._run_on(gone, agent.stop_node, gone.agent_id, False))
+        if gone.address not in self._removed:  # else nobody is there to be told
+            self._spawn(self._run_on(gone, agent.stop_node, gone.agent_id, False))
 
     def close(self, *, gracefully: bool) -> None:
         """End the run on every node and let go of the cluster; nothing of ours is left on it."""
@@ -223,6 +225,7 @@ class Cluster:
         )
         self._named += 1
         self._nodes[node.name] = node
+        self._removed.discard(address)
         files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
         settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
         self._spawn(self._join(node, settings))
@@ -285,6 +288,7 @@ class Cluster:
         if not isinstance(message, dict):
             return
         if message.get("action") == "remove-worker":
+            self._removed.add(message["worker"])
             for node in list(self._nodes.values()):
                 if node.address == message["worker"]:
                     self._events.put(NodeLost(node=node.name, reason="its Dask worker is gone"))
