@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import distributed
 
 from prefect_parallelrun.driver.tracker import Bundle
@@ -25,6 +26,9 @@ from prefect_parallelrun.node import agent
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
 
+REMEMBERED_MESSAGES = 10
+"""Each of Dask's connections keeps its last 1,000 messages for debugging. Ours carry the paths of up to
+5,000 files each: hundreds of megabytes in the flow's process."""
 MAX_LOSSES = 3
 """A Dask worker on which so many nodes were lost is not tried again."""
 
@@ -100,7 +104,13 @@ class Cluster:
         self._removed: set[str] = set()
         self._named = 0
         self._closing = False
-        self._own = _embedded(node_count) if target is None else None
+        with dask.config.set({"distributed.admin.low-level-log-length": REMEMBERED_MESSAGES}):
+            self._connect(target)
+        self._client.subscribe_topic(self._topic, self._on_news)
+        self._client.subscribe_topic("all", self._on_scheduler)
+
+    def _connect(self, target: Any) -> None:
+        self._own = _embedded(self._node_count) if target is None else None
         try:
             self._client = distributed.Client(self._own or target, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
@@ -108,15 +118,12 @@ class Cluster:
             raise ClusterError(
                 f"compute_target={target!r}: no Dask scheduler answers there: {error}"
             ) from error
-        self._client.subscribe_topic(self._topic, self._on_news)
-        self._client.subscribe_topic("all", self._on_scheduler)
 
     @property
     def dashboard(self) -> str:
         """Address of the Dask dashboard, or empty."""
-        if (
-            self._own is not None
-        ):  # in process: Dask would name the host, but it listens on loopback
+        if self._own is not None:
+            # In process, Dask would name the host's address; but it listens on loopback.
             scheduler: Any = self._own.scheduler
             return f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
         return str(self._client.dashboard_link or "")
