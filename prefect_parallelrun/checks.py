@@ -145,11 +145,11 @@ def environment_variables(name: str, value: Any) -> dict[str, str] | None:
         raise unfit(name, value, "a dictionary such as {'OMP_NUM_THREADS': '1'}")
     for key, one in value.items():
         if not isinstance(key, str) or not key or "=" in key or "\0" in key:
-            raise unfit(name, {key: "…"}, "names are texts without '=' in them")
+            raise unfit(name, {key: "…"}, "a dictionary whose names are texts without '='")
         if type(one) not in (str, int, float) or "\0" in str(one):
             # The value itself may be a secret: its type is enough to find it.
             kind = type(one).__name__
-            raise unfit(f"{name}[{key!r}]", f"<{kind}>", "values are texts, such as '1'")
+            raise unfit(f"{name}[{key!r}]", f"<{kind}>", "a text, such as '1'")
     return {key: str(one) for key, one in value.items()}
 
 

@@ -281,7 +281,7 @@ class ParallelRunConfig(BaseModel):
                 default = list(default) if isinstance(default, tuple) else default
                 value = {"pipeline_parameter": {"name": value.name, "default_value": default}}
             saved[name] = list(value) if isinstance(value, tuple) else value
-        content = yaml.safe_dump({YAML_KEY: saved}, sort_keys=False, allow_unicode=True)
+        content = yaml.safe_dump({YAML_KEY: saved}, sort_keys=False)
         Path(path).write_text(content, encoding="utf-8")
 
     @classmethod

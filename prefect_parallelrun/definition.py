@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect_parallelrun import append_row, checks
 from prefect_parallelrun.config import ParallelRunConfig, absolute
-from prefect_parallelrun.datasets import Dataset, FileDataset, OutputFileDatasetConfig
+from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, OutputFileDatasetConfig
 from prefect_parallelrun.datasets.sizes import files_per_mini_batch
 from prefect_parallelrun.errors import ConfigError, refuse
 from prefect_parallelrun.options import RunOptions, read_options
@@ -80,6 +80,16 @@ class StepDefinition:
         if self.output is None or self.output.destination is None:
             return None
         return absolute(str(self.output.destination))
+
+    def list_inputs(self) -> list[list[FileItem]]:
+        """List the files of each input, afresh; none where `--rank_mini_batch_count` replaces them.
+
+        Raises:
+            DatasetError: an input is not there, or is empty.
+        """
+        if self.options.rank_mini_batch_count is not None:
+            return [[] for _ in self.inputs]
+        return [dataset.list_files() for dataset in self.inputs]
 
     def script_arguments(self, output_folder: str) -> list[str]:
         """Return the script's `sys.argv[1:]`: datasets and outputs become their paths (R51)."""

@@ -31,12 +31,12 @@ class ParallelRunError(Exception):
         logs_directory: str | None = None,
         first_errors: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(message or (type(self).__doc__ or "").strip().splitlines()[0])
+        super().__init__(printable(message or (type(self).__doc__ or "").strip().splitlines()[0]))
         self.run_id = run_id
         """The run that failed, or None when the error came before a run began."""
         self.logs_directory = logs_directory
         """Folder of the run's log tree, or None when the error came before a run began."""
-        self.first_errors = first_errors
+        self.first_errors = tuple(map(printable, first_errors))
         """The script's own errors, each distinct one once, most frequent first."""
 
     def __repr__(self) -> str:
@@ -82,6 +82,14 @@ class OutputError(ParallelRunError):
 
 class RunCancelled(ParallelRunError):
     """The run was stopped before its end."""
+
+
+def printable(text: str) -> str:
+    """Return `text` in a form that UTF-8 can say: a file name that is not UTF-8 holds lone surrogates.
+
+    Prefect would fail to send them to its API, and leave the flow run Running for ever.
+    """
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def refuse(parameter: str, value: object, expected: str) -> ConfigError:

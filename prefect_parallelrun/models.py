@@ -113,7 +113,7 @@ class ErrorGroup:
     count: int
     """How many attempts ended in it."""
     first_mini_batch: int | None
-    """None for an error of import or `init()`, which no mini-batch had to do with."""
+    """None for an error of import, `init()` or `shutdown()`, which no mini-batch had to do with."""
     first_items: tuple[str, ...]
     node: str
     process: str

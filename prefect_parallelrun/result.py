@@ -39,7 +39,6 @@ class ParallelRunResult(BaseModel):
     """Items by outcome; reused ones are part of those that succeeded."""
     attempts: int
     """Attempts of mini-batches, of all of them together."""
-    rows: int = 0
     """Rows that `run()` returned, for mini-batches that succeeded."""
     reused: bool = False
     """Whether nothing had to run. The stored form always reads back so: whoever gets it, got an

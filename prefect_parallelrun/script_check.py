@@ -41,6 +41,11 @@ def check_script(config: ParallelRunConfig) -> None:
         ) from None
     except (OSError, ValueError) as error:
         raise EntryScriptError(f"{script} cannot be read as a Python script: {error}") from error
+    if any(
+        isinstance(one, ast.AsyncFunctionDef) and one.name == "run" and not one.decorator_list
+        for one in tree.body
+    ):
+        raise EntryScriptError(f"{script}: run() is async; it must be a plain function")
     if not any(name in ("run", "*") for name in _bound_names(tree.body)):
         raise EntryScriptError(
             f"{script} defines no run(): the entry script needs a function run(mini_batch) "
@@ -56,6 +61,8 @@ def _bound_names(statements: Sequence[ast.stmt]) -> Iterator[str]:
                 yield name
             case ast.ClassDef(name=name):
                 yield name
+            case ast.Assign(value=ast.Constant()):
+                pass  # a constant is no function
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 yield from (alias.asname or alias.name for alias in aliases)
             case ast.Assign() | ast.AnnAssign() | ast.For() | ast.With():

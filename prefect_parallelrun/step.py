@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
+from uuid import uuid4
 
 from prefect import State, Task, get_run_logger
 from prefect.context import FlowRunContext
@@ -149,21 +150,13 @@ class ParallelRunStep:
 
     def plan(self) -> Plan:
         """Return what would run, without running anything: counts, sizes and the mini-batches."""
-        from prefect_parallelrun.planning import make_plan
+        from prefect_parallelrun.planning import plan_step
 
-        work = Work.of(resolve_futures_to_results(self._now()))
-        definition = work.definition
-        # Tables in memory are written there, for whoever reads mini-batches of the plan.
-        scratch = tempfile.mkdtemp(prefix=f"parallelrun-plan-{self.name}-")
-        plan = make_plan(
-            definition.inputs,
-            work.listings,
-            mini_batch_size=definition.config.mini_batch_size,
-            scratch=Path(scratch),
-            rank_mini_batch_count=definition.options.rank_mini_batch_count,
-        )
-        weakref.finalize(plan, shutil.rmtree, scratch, ignore_errors=True)
-        return plan
+        definition = settled(resolve_futures_to_results(self._now()))
+        # DataFrames are written there, for whoever reads mini-batches of the plan.
+        scratch = Path(tempfile.gettempdir(), f"parallelrun-plan-{uuid4().hex}")
+        atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+        return plan_step(definition, scratch=scratch)
 
     def debug(self, mini_batches: int = 1) -> list[Any]:
         """Run the script in this process, for a debugger, and return what `run()` returned.

@@ -38,9 +38,7 @@ class Work:
             ParallelRunError: something in them cannot work.
         """
         definition = settled(parameters)
-        if definition.options.rank_mini_batch_count is not None:
-            return cls(definition, [[] for _ in definition.inputs])
-        return cls(definition, [dataset.list_files() for dataset in definition.inputs])
+        return cls(definition, definition.list_inputs())
 
     @classmethod
     def of_this_task_run(cls, parameters: Mapping[str, Any]) -> Self:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 from prefect_parallelrun.datasets import listing
-from prefect_parallelrun.datasets.dataset import Dataset, FileItem, refuse_later
+from prefect_parallelrun.datasets.dataset import Dataset, FileItem
 from prefect_parallelrun.errors import DatasetError
 
 
@@ -50,12 +50,8 @@ class FileDataset(Dataset):
         Raises:
             ConfigError: `paths` holds no path, or a parameter that is not supported yet is given.
         """
-        refuse_later(
-            partition_format=partition_format,
-            storage_options=storage_options,
-            credentials=credentials,
-        )
-        return cls(listing.absolute_paths(paths), content=content)
+        local = listing.local_paths(paths, partition_format, storage_options, credentials)
+        return cls(local, content=content)
 
     def list_files(self) -> list[FileItem]:
         """Return the files as they are now, each once, sorted by path.

@@ -12,6 +12,32 @@ from prefect_parallelrun.errors import DatasetError
 if TYPE_CHECKING:
     import pandas as pd
 
+_WITH_GAPS = {"i": "Int64", "u": "UInt64", "b": "boolean"}
+
+
+def without_categories(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a DataFrame in which categories are the values that they stand for.
+
+    Whole numbers and truth values with gaps get the dtypes of pandas for these: nothing is rounded.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frame = frame.copy()
+    for place in range(frame.shape[1]):
+        column = frame.iloc[:, place]
+        if not isinstance(column.dtype, pd.CategoricalDtype):
+            continue
+        categories = column.dtype.categories
+        plain = isinstance(categories.dtype, np.dtype)
+        if plain and column.hasnans and categories.dtype.kind in "iub":
+            # Not by astype(), which makes floats of whole numbers on the way.
+            some = categories.astype(_WITH_GAPS[categories.dtype.kind]).array
+            frame.isetitem(place, some.take(column.cat.codes, allow_fill=True))
+        else:
+            frame.isetitem(place, column.astype(categories.dtype).array)
+    return frame
+
 
 def write_frame(frame: pd.DataFrame, path: Path, row_group_bytes: int) -> FileItem:
     """Write a DataFrame, without its index, in row groups of about so many bytes in memory.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
 from prefect_parallelrun.datasets import sampling
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun.errors import DatasetError
-from prefect_parallelrun_runtime import row_groups
+from prefect_parallelrun_runtime import typed_tables
 
 
 class RowGroups(NamedTuple):
@@ -26,7 +26,8 @@ def settle_parquet(files: Sequence[FileItem]) -> tuple[dict[str, Any], dict[str,
     """Return the reader of Parquet files, and the row groups of those that were looked at.
 
     A column of integers with a gap anywhere is float64 in every mini-batch, as pandas has it for the
-    whole. Of more than 2,000 files, 2,000 evenly spaced ones are looked at.
+    whole; where a footer does not tell of gaps, the column itself is read. Dictionary columns are read
+    as their values. Of more than 2,000 files, 2,000 evenly spaced ones are looked at.
 
     Raises:
         DatasetError: a file is no Parquet file, or has other columns than the first.
@@ -35,24 +36,34 @@ def settle_parquet(files: Sequence[FileItem]) -> tuple[dict[str, Any], dict[str,
 
     schemas: list[Any] = []
     gaps: set[str] = set()
+    # pandas reads all files by what the first says of itself.
+    own_dtypes: set[str] = set()
     groups: dict[str, RowGroups] = {}
     for file in sampling.spread(files, sampling.MAX_FILES):
         footer = _footer(file.path)
-        schema = footer.schema.to_arrow_schema()
-        if schemas and sorted(schema.names) != sorted(schemas[0].names):
-            problem = row_groups.other_columns(schema.names, schemas[0].names)
+        schema = _decoded(footer.schema.to_arrow_schema())
+        if not schemas:
+            own_dtypes = _pandas_own(schema)
+        elif sorted(schema.names) != sorted(schemas[0].names):
+            problem = typed_tables.other_columns(schema.names, schemas[0].names)
             raise DatasetError(f"{file.path}: {problem}")
         if not any(schema.equals(known) for known in schemas):
             schemas.append(schema)
-        gaps |= _columns_with_gaps(footer, schema, gaps)
+        names = [name for name in _without_nulls(schema) if name not in gaps | own_dtypes]
+        gaps |= _columns_with_gaps(file.path, footer, names)
         groups[file.path] = _row_groups(footer, file)
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DatasetError(f"the Parquet files differ in the type of a column: {error}") from error
     unified, objects = _in_pandas(unified, gaps)
-    encoded = base64.b64encode(unified.serialize().to_pybytes()).decode()
-    return {"format": "parquet", "schema": encoded, "objects": objects}, groups
+    reader = {
+        "format": "parquet",
+        "schema": base64.b64encode(unified.serialize().to_pybytes()).decode(),
+        "objects": objects,
+        "full": [name for name in _without_nulls(unified) if name not in gaps | own_dtypes],
+    }
+    return reader, groups
 
 
 def row_groups_of(file: FileItem) -> RowGroups:
@@ -94,25 +105,73 @@ def _start(column: Any) -> int:
     return data if not dictionary else min(data, dictionary)
 
 
-def _columns_with_gaps(footer: Any, schema: Any, known: set[str]) -> set[str]:
-    """Return the columns of integers or truth values in which a value is missing, or may be."""
+def _decoded(schema: Any) -> Any:
+    """Return a schema with the values' types for dictionary columns: each file has its own dictionary."""
     import pyarrow as pa
 
-    own_dtypes = _pandas_own(schema)
-    places = {footer.schema.column(place).path: place for place in range(footer.num_columns)}
-    gaps: set[str] = set()
+    for place, field in enumerate(schema):
+        if pa.types.is_dictionary(field.type):
+            schema = schema.set(place, field.with_type(field.type.value_type))
+    return schema
+
+
+def _without_nulls(schema: Any) -> list[str]:
+    """Return the columns whose dtype in pandas cannot say that a value is missing."""
+    import pyarrow as pa
+
+    types = pa.types
+    return [
+        field.name
+        for field in schema
+        if types.is_integer(field.type) or types.is_boolean(field.type)
+    ]
+
+
+def _columns_with_gaps(path: str, footer: Any, names: Sequence[str]) -> set[str]:
+    """Return those of the columns in which a value is missing."""
+    described = [footer.schema.column(place) for place in range(footer.num_columns)]
+    places = {column.path: place for place, column in enumerate(described)}
     groups = [footer.row_group(place) for place in range(footer.num_row_groups)]
-    for field in schema:
-        if not (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
+    gaps: set[str] = set()
+    silent: dict[str, list[int]] = {}
+    for name in names:
+        if not described[places[name]].max_definition_level:
             continue
-        if not field.nullable or field.name in known or field.name in own_dtypes:
-            continue
-        place = places[field.name]
-        for group in groups:
-            statistics = group.column(place).statistics
-            if statistics is None or not statistics.has_null_count or statistics.null_count:
-                gaps.add(field.name)
+        for place, group in enumerate(groups):
+            # Nobody writes statistics of no rows.
+            if not group.num_rows:
+                continue
+            statistics = group.column(places[name]).statistics
+            if statistics is None or not statistics.has_null_count:
+                silent.setdefault(name, []).append(place)
+            elif statistics.null_count:
+                gaps.add(name)
                 break
+    unknown = {name: some for name, some in silent.items() if name not in gaps}
+    return gaps | _gaps_in_data(path, footer, unknown)
+
+
+def _gaps_in_data(path: str, footer: Any, unknown: Mapping[str, Sequence[int]]) -> set[str]:
+    """Return those of the columns in which a value is missing, by reading these columns alone.
+
+    Args:
+        unknown: Row groups to look at, by column.
+    """
+    if not unknown:
+        return set()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    gaps: set[str] = set()
+    groups = sorted({place for some in unknown.values() for place in some})
+    try:
+        with pq.ParquetFile(path, metadata=footer) as file:
+            for batch in file.iter_batches(row_groups=groups, columns=list(unknown)):
+                gaps |= {name for name in unknown if batch.column(name).null_count}
+                if len(gaps) == len(unknown):
+                    break
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read as Parquet: {error}") from error
     return gaps
 
 
@@ -137,6 +196,6 @@ def _in_pandas(schema: Any, gaps: set[str]) -> tuple[Any, list[str]]:
             continue
         if pa.types.is_boolean(field.type):
             objects.append(field.name)
-        else:
+        elif pa.types.is_integer(field.type):
             schema = schema.set(place, field.with_type(pa.float64()))
     return schema, objects

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun_runtime import text_files
+from prefect_parallelrun_runtime.load_error import LoadError, Unfit
 from prefect_parallelrun_runtime.quotes import QuoteState, RowEnds, inside_at, toggles
 
 SAMPLE_BYTES = 16 << 20
@@ -40,22 +41,37 @@ def samples(files: Sequence[FileItem], reader: dict[str, Any]) -> Iterator[Sampl
 
     Args:
         reader: Settings of the reader; `columns` are not needed yet.
+
+    Raises:
+        LoadError: the first row of a file cannot be read.
+        OSError: a file cannot be read.
     """
     filled = [file for file in files if file.size]
     whole = sum(file.size for file in filled) <= SAMPLE_BYTES
     chosen = spread(filled, MAX_FILES)
     share = SAMPLE_BYTES // len(chosen) if chosen else 0
     for file in chosen:
-        if not text_files.can_cut(file.path, reader["encoding"]):
-            yield _head_of_stream(file.path, reader, SAMPLE_BYTES if whole else share)
-            continue
-        first, start = _head(file.path, reader)
-        if whole or file.size <= max(share, 3 * _SMALLEST_BLOCK):
-            raw = text_files.exact_range(file.path, min(start, file.size), file.size)
-        else:
-            raw = b"".join(_blocks(file, reader, share, start))
-        rows = text_files.as_utf8(raw, reader["encoding"], errors="replace")
-        yield Sample(file.path, first, rows)
+        try:
+            sample = _sample(file, reader, None if whole else share)
+        except Unfit as unfit:
+            raise LoadError(f"{file.path}: {unfit.reason}") from None
+        except UnicodeDecodeError as error:
+            raise LoadError(
+                f"{file.path}: {error}; name the right encoding= for the dataset"
+            ) from None
+        yield sample
+
+
+def _sample(file: FileItem, reader: dict[str, Any], share: int | None) -> Sample:
+    """Return rows of one file, of about `share` bytes; all rows for None."""
+    if not text_files.can_cut(file.path, reader["encoding"]):
+        return _head_of_stream(file.path, reader, SAMPLE_BYTES if share is None else share)
+    first, start = _head(file.path, reader)
+    if share is None or file.size <= max(share, 3 * _SMALLEST_BLOCK):
+        raw = text_files.exact_range(file.path, min(start, file.size), file.size)
+    else:
+        raw = b"".join(_blocks(file, reader, share, start))
+    return Sample(file.path, first, text_files.as_utf8(raw, reader["encoding"], errors="replace"))
 
 
 def spread(files: Sequence[FileItem], count: int) -> list[FileItem]:

@@ -11,7 +11,7 @@ import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on th
 from prefect_parallelrun import errors
 from prefect_parallelrun.datasets import column_types as types
 from prefect_parallelrun.datasets import frames, listing, parquet_tables, text_tables
-from prefect_parallelrun.datasets.dataset import Dataset, FileItem, refuse_later
+from prefect_parallelrun.datasets.dataset import Dataset, FileItem
 from prefect_parallelrun.datasets.files import file_parts
 from prefect_parallelrun.errors import DatasetError
 from prefect_parallelrun_runtime import text_files
@@ -53,7 +53,8 @@ class TabularDataset(Dataset):
 
     In delimited text a missing value is what pandas takes for one (nothing, `NA`, `NaN`, `null`, …),
     in columns of text too; integers with gaps become floats; dates become `datetime64[ns]`. Numbers too
-    long for int64 stay text. The types come from a sample of the whole table. A value further on that
+    long for int64, or written as `0x1F`, stay text. Category columns are given as the values they stand
+    for, since the categories would differ from mini-batch to mini-batch. The types come from a sample of the whole table. A value further on that
     does not fit fails its mini-batch, with an error that names file, row and column: set
     `column_types` then.
     """
@@ -107,11 +108,7 @@ class TabularDataset(Dataset):
         Raises:
             ConfigError: a parameter cannot be used, or is not supported yet.
         """
-        refuse_later(
-            partition_format=partition_format,
-            storage_options=storage_options,
-            credentials=credentials,
-        )
+        local = listing.local_paths(paths, partition_format, storage_options, credentials)
         for parameter, value in (("header", header), ("support_multi_line", support_multi_line)):
             if not isinstance(value, bool):
                 raise errors.refuse(parameter, value, "use True or False")
@@ -123,7 +120,7 @@ class TabularDataset(Dataset):
             multi_line=support_multi_line,
             column_types=types.checked(column_types),
         )
-        return cls(settings, paths=listing.absolute_paths(paths))
+        return cls(settings, paths=local)
 
     @classmethod
     def from_json_lines_files(
@@ -149,17 +146,13 @@ class TabularDataset(Dataset):
         Raises:
             ConfigError: a parameter cannot be used, or is not supported yet.
         """
-        refuse_later(
-            partition_format=partition_format,
-            storage_options=storage_options,
-            credentials=credentials,
-        )
+        local = listing.local_paths(paths, partition_format, storage_options, credentials)
         settings = TableSettings(
             format="json_lines",
             encoding=_known_encoding(encoding),
             column_types=types.checked(column_types),
         )
-        return cls(settings, paths=listing.absolute_paths(paths))
+        return cls(settings, paths=local)
 
     @classmethod
     def from_parquet_files(
@@ -172,22 +165,25 @@ class TabularDataset(Dataset):
     ) -> Self:
         """Return the table in Parquet files; they are cut between row groups.
 
+        Integers with gaps become floats; one that a float cannot hold fails its mini-batch. Written
+        from pandas' dtype `Int64` they stay what they are. Dictionary columns (categories) are given
+        as their values.
+
         Args:
-            paths: As for `FileDataset.from_files`.
+            paths: As for `FileDataset.from_files`; files of 0 bytes, such as Spark's `_SUCCESS`, are
+                left out.
 
         Raises:
             ConfigError: a parameter cannot be used, or is not supported yet.
         """
-        refuse_later(
-            partition_format=partition_format,
-            storage_options=storage_options,
-            credentials=credentials,
-        )
-        return cls(TableSettings(format="parquet"), paths=listing.absolute_paths(paths))
+        local = listing.local_paths(paths, partition_format, storage_options, credentials)
+        return cls(TableSettings(format="parquet"), paths=local)
 
     @classmethod
     def from_pandas_dataframe(cls, dataframe: pd.DataFrame) -> Self:
         """Return the table in a DataFrame, as it is now; its index is left out.
+
+        A category column is given to the script as the values that it stands for.
 
         Raises:
             ConfigError: it is no DataFrame.
@@ -196,7 +192,7 @@ class TabularDataset(Dataset):
 
         if not isinstance(dataframe, pd.DataFrame):
             raise errors.refuse("dataframe", dataframe, "give a pandas DataFrame")
-        frame = dataframe.reset_index(drop=True).copy()
+        frame = frames.without_categories(dataframe.reset_index(drop=True))
         return cls(TableSettings(format="frame"), frame=frame)
 
     def take(self, n: int) -> Self:
@@ -219,7 +215,11 @@ class TabularDataset(Dataset):
         Raises:
             DatasetError: a path does not exist, or a folder or glob has no file.
         """
-        return listing.files_at(self.paths) if self.frame is None else []
+        files = listing.files_at(self.paths) if self.frame is None else []
+        if self.settings.format == "parquet":
+            # As in text tables a file of 0 bytes has no rows; Spark marks with one that it is done.
+            return [file for file in files if file.size]
+        return files
 
     def fingerprint_parts(self, files: Sequence[FileItem]) -> Iterator[str]:
         """Yield how the table is read, and each file's path, size and time, or a hash of the DataFrame."""

@@ -45,7 +45,7 @@ def settle_delimited(
         expected = expected or names
         if sorted(names) != sorted(expected):
             if reader["header"]:
-                problem = delimited.other_header(names, expected)
+                problem = typed_tables.other_columns(names, expected)
             else:
                 problem = (
                     f"its first row has {len(names)} values, that of the first file {len(expected)}"
@@ -76,6 +76,7 @@ def _evidence(
         return delimited.parse(rows, reader["separator"], names, types, multi_line=multi_line)
 
     table = parse(None)
+    hexadecimal = b"0x" in rows or b"0X" in rows
     found: dict[str, Evidence] = {}
     for place, name in enumerate(names):
         if name in given:
@@ -86,6 +87,10 @@ def _evidence(
             # Such numbers are mostly identifiers: as floats, several would become one.
             text = parse({name: pa.string()}).column(0)
             if any(_LONG_NUMBER.fullmatch(value) for value in text.to_pylist() if value):
+                kind = "string"
+        elif kind == "int64" and hexadecimal:
+            text = parse({name: pa.string()}).column(0)
+            if delimited.first_hexadecimal(text) is not None:
                 kind = "string"
         found[name] = Evidence(kind, column.null_count > 0)
     return found

@@ -6,6 +6,7 @@ The seam is small on purpose (submit, collect, stop): the run does not know what
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -29,6 +30,8 @@ from prefect_parallelrun_runtime import messages
 REMEMBERED_MESSAGES = 10
 """Each of Dask's connections keeps its last 1,000 messages for debugging. Ours carry the paths of up to
 5,000 files each: hundreds of megabytes in the flow's process."""
+JOIN_S = 15.0
+"""How long a node that is still joining may hold up the end of a run."""
 MAX_LOSSES = 3
 """A Dask worker on which so many nodes were lost is not tried again."""
 
@@ -76,7 +79,10 @@ class _Node:
     address: str
     agent_id: str
     bundles: dict[int, distributed.Future[bytes]]
+    joining: concurrent.futures.Future[None] | None = None
     joined: bool = False
+    lease: distributed.Future[None] | None = None
+    """See `agent.hold_node`."""
 
 
 class Cluster:
@@ -140,11 +146,17 @@ class Cluster:
         return len(self._nodes)
 
     def tend(self) -> None:
-        """Start nodes on Dask workers that are not yet one, while there are too few."""
+        """Start nodes on Dask workers that are not yet one, while there are too few.
+
+        Raises:
+            ClusterError: the scheduler is gone.
+        """
+        if self._client.status in ("closing", "closed"):
+            raise ClusterError("the connection to the Dask scheduler is lost for good")
         if len(self._nodes) >= self._node_count:
             return
         taken = {node.address for node in self._nodes.values()}
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        workers = self._client.scheduler_info(n_workers=-1).get("workers", {})
         free = [a for a in sorted(workers) if a not in taken and self._losses[a] < MAX_LOSSES]
         for address in free[: self._node_count - len(self._nodes)]:
             self._start_node(address)
@@ -157,16 +169,14 @@ class Cluster:
             return
         header = messages.BundleHeader(count=len(bundle.members), avoid=bundle.avoid)
         tasks = json.dumps(bundle.tasks(), separators=(",", ":")).encode()
-        future = self._client.submit(
+        future = self._submit(
+            node,
+            f"{bundle.number:07d}",
             agent.run_bundle,
             node.agent_id,
             bundle.number,
             header,
             tasks,
-            key=f"{self._step}-{bundle.number:07d}-{node.agent_id}",
-            workers=[node.address],
-            allow_other_workers=False,
-            pure=False,
         )
         node.bundles[bundle.number] = future
         self._spawn(self._follow(node, bundle.number, future))
@@ -190,23 +200,21 @@ class Cluster:
         if gone.bundles:
             self._client.cancel(list(gone.bundles.values()), asynchronous=False)
         if gone.address not in self._removed:  # else nobody is there to be told
-            self._spawn(self._run_on(gone, agent.stop_node, gone.agent_id, False))
+            self._spawn(self._leave(gone, gracefully=False))
 
     def close(self, *, gracefully: bool) -> None:
         """End the run on every node and let go of the cluster; nothing of ours is left on it."""
         self._closing = True
         nodes = list(self._nodes.values())
         try:
-            stops = [
-                self._run_on(n, agent.stop_node, n.agent_id, gracefully) for n in nodes if n.joined
-            ]
-            limit = (self._settings["shutdown_timeout_s"] if gracefully else 0) + 15 if nodes else 0
+            stops = [self._leave(node, gracefully=gracefully) for node in nodes]
             if stops:
+                limit = JOIN_S + 15 + (self._settings["shutdown_timeout_s"] if gracefully else 0)
                 asyncio.run_coroutine_threadsafe(_all(stops), self._loop).result(limit)
         except (TimeoutError, OSError) as error:
-            self._log.warning("A node did not end in time: %r", error)
+            self._log.warning("A node did not end in time; it ends by itself: %r", error)
         finally:
-            with contextlib.suppress(OSError, TimeoutError, RuntimeError, ValueError, KeyError):
+            if self._client.status == "running":
                 # Before the client closes: the scheduler logs a traceback otherwise.
                 self._client.unsubscribe_topic(self._topic)
                 self._client.unsubscribe_topic("all")
@@ -235,13 +243,15 @@ class Cluster:
         self._removed.discard(address)
         files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
         settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
-        self._spawn(self._join(node, settings))
+        node.joining = asyncio.run_coroutine_threadsafe(self._join(node, settings), self._loop)
 
     async def _join(self, node: _Node, settings: messages.Settings) -> None:
         try:
             info = await self._run_on(
                 node, agent.start_node, node.agent_id, settings, str(self._paths.root), self._topic
             )
+            if "failure" not in info:
+                node.lease = self._submit(node, "node", agent.hold_node, node.agent_id)
             failure = info.get("failure")
         except Exception as error:
             failure = repr(error)
@@ -255,6 +265,29 @@ class Cluster:
         )
         self._events.put(
             NodeJoined(node=node.name, processes=info["processes"], description=description)
+        )
+
+    async def _leave(self, node: _Node, *, gracefully: bool) -> None:
+        """End the run on a node, also on one that is still joining."""
+        assert node.joining is not None
+        joining = asyncio.wrap_future(node.joining)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(joining), JOIN_S)
+        if node.joined:
+            for news in await self._run_on(node, agent.stop_node, node.agent_id, gracefully):
+                self._events.put(NodeNews(event=news))
+        if node.lease is not None:
+            node.lease.release()
+
+    def _submit(self, node: _Node, what: str, function: Any, *args: Any) -> distributed.Future[Any]:
+        """Submit a Dask task that only this Dask worker may run, and never a second time."""
+        return self._client.submit(
+            function,
+            *args,
+            key=f"{self._step}-{what}-{node.agent_id}",
+            workers=[node.address],
+            allow_other_workers=False,
+            pure=False,
         )
 
     def _run_on(self, node: _Node, function: Any, *args: Any) -> Coroutine[Any, Any, Any]:
@@ -277,6 +310,8 @@ class Cluster:
                 "Bundle %d on %s came back without a result: %r", number, node.name, error
             )
             frames = agent.STALE
+        if frames == agent.STALE and node.name in self._nodes and not self._closing:
+            self._events.put(NodeLost(node=node.name, reason="it hands bundles back unrun"))
         # At once: Dask would run a finished one again if its worker died while somebody held it.
         node.bundles.pop(number, None)
         future.release()
@@ -315,12 +350,12 @@ def _embedded(node_count: int) -> distributed.LocalCluster:
     `memory_limit=0`: the workers would pause whenever the flow itself uses memory.
     """
     cores = len(os.sched_getaffinity(0))
-    logging.getLogger("distributed").setLevel(logging.WARNING)
     return distributed.LocalCluster(
         n_workers=node_count,
         threads_per_worker=max(1, cores // node_count),
         processes=False,
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
+        # The closing of connections is an error to Dask; what matters of it, the driver tells.
+        silence_logs=logging.CRITICAL,
     )

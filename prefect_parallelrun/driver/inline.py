@@ -16,7 +16,7 @@ from typing import Any
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.definition import StepDefinition
-from prefect_parallelrun.planning import make_plan
+from prefect_parallelrun.planning import plan_step
 from prefect_parallelrun_runtime import encode, load, script
 
 
@@ -31,15 +31,10 @@ def debug(definition: StepDefinition, *, mini_batches: int) -> list[Any]:
         BadReturn: `run()` returned something that has no rows.
     """
     with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as folder:
-        plan = make_plan(
-            definition.inputs,
-            [dataset.list_files() for dataset in definition.inputs],
-            mini_batch_size=definition.config.mini_batch_size,
-            scratch=Path(folder, "inputs"),
-            rank_mini_batch_count=definition.options.rank_mini_batch_count,
-        )
-        output = definition.output_folder or Path(folder, "output")
-        output.mkdir(parents=True, exist_ok=True)
+        plan = plan_step(definition, scratch=Path(folder, "inputs"))
+        # Not the step's own: what is tried out is not its output.
+        output = Path(folder, "output")
+        output.mkdir()
         with _as_in_a_worker_process(definition, Path(folder, "process000"), output):
             loaded = script.load_script(
                 str(definition.config.script_path),
@@ -70,6 +65,8 @@ def _reader(readers: list[dict[str, Any]], input_index: int) -> dict[str, Any]:
 
 def _run(loaded: script.Script, index: int, work: dict[str, Any], reader: dict[str, Any]) -> Any:
     mini_batch = load.load(work, reader)
+    if not mini_batch.items:  # a byte range in which no row begins: run() does not get it
+        return []
     if isinstance(mini_batch.data, load.FileList):
         mini_batch.data.task_id = index
     if not loaded.wants_context:
@@ -87,6 +84,7 @@ def _as_in_a_worker_process(
     for entry in definition.config.source_folder.iterdir():
         (folder / entry.name).symlink_to(entry)
     before = os.environ.copy(), sys.argv[:], sys.path[:], Path.cwd()
+    modules = set(sys.modules)
     os.environ.update(definition.config.environment_variables or {})
     os.environ["AZUREML_BI_OUTPUT_PATH"] = str(output)
     os.chdir(folder)
@@ -95,5 +93,14 @@ def _as_in_a_worker_process(
     finally:
         os.chdir(before[3])
         sys.path[:], sys.argv[:] = before[2], before[1]
+        _forget_modules(set(sys.modules) - modules, definition.config.source_folder)
         os.environ.clear()
         os.environ.update(before[0])
+
+
+def _forget_modules(names: set[str], source_folder: Path) -> None:
+    """Forget the script and its helpers: the next step may have others of the same names, or edited."""
+    for name in names:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(source_folder):
+            del sys.modules[name]

@@ -55,10 +55,12 @@ def exceeded(limits: Limits, tally: Tally, planned: int | None) -> str | None:
     checked only then (R100). Strictly more than the threshold exceeds it.
     """
     if _over(tally.items_failed, limits.error_threshold):
-        return f"{tally.items_failed:,} items failed; error_threshold={limits.error_threshold}"
+        return (
+            f"{_count(tally.items_failed, 'item')} failed; error_threshold={limits.error_threshold}"
+        )
     if _over(tally.mini_batches_failed, limits.allowed_failed_count):
         return (
-            f"{tally.mini_batches_failed:,} mini-batches failed; "
+            f"{_count(tally.mini_batches_failed, 'mini-batch')} failed; "
             f"allowed_failed_count={limits.allowed_failed_count}"
         )
     if planned and limits.allowed_failed_percent is not None:
@@ -69,6 +71,10 @@ def exceeded(limits: Limits, tally: Tally, planned: int | None) -> str | None:
                 f"allowed_failed_percent={limits.allowed_failed_percent:g}"
             )
     return None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('ch') else 's')}"
 
 
 def _over(failed: int, threshold: int | None) -> bool:
@@ -86,7 +92,7 @@ def verdict(limits: Limits, tally: Tally) -> str | None:
     given = (limits.error_threshold, limits.allowed_failed_count, limits.allowed_failed_percent)
     if tally.items_failed and all(threshold is None for threshold in given):
         return (
-            f"{tally.items_failed:,} items failed, and no threshold is set: give error_threshold "
+            f"{_count(tally.items_failed, 'item')} failed, and no threshold is set: give error_threshold "
             "(items), allowed_failed_count or allowed_failed_percent (mini-batches) to tolerate some, "
             "or -1 to tolerate all"
         )

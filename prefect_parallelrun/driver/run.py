@@ -24,7 +24,7 @@ from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.publication import check_destination
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RUNTIME_FOLDER, RunPaths
-from prefect_parallelrun.planning import Plan, make_plan
+from prefect_parallelrun.planning import Plan, plan_step
 from prefect_parallelrun.report import failed_items, failure, job_result
 from prefect_parallelrun.report.driver_log import driver_log
 from prefect_parallelrun.report.progress import Standing
@@ -112,13 +112,7 @@ class _Run:
         source = snapshot.take(
             self.config, self.paths.source, leave_out=(*self.definition.left_out, self.destination)
         )
-        self.plan = make_plan(
-            self.definition.inputs,
-            listings or [dataset.list_files() for dataset in self.definition.inputs],
-            mini_batch_size=self.config.mini_batch_size,
-            scratch=self.paths.inputs,
-            rank_mini_batch_count=self.definition.options.rank_mini_batch_count,
-        )
+        self.plan = plan_step(self.definition, scratch=self.paths.inputs, listings=listings)
         for note in (*source.notes, *self.plan.notes):
             self.log.info("%s", note)
         settings = self._settings(source.entry_script, self.plan)
@@ -177,6 +171,7 @@ class _Run:
             environment=dict(self.config.environment_variables or {}),
             runtime_folder=str(RUNTIME_FOLDER),
             source_folder="",
+            source_directory=str(self.config.source_folder),
             entry_script=entry_script,
             arguments=self.definition.script_arguments(str(self.destination)),
             work_folder="",
@@ -246,10 +241,9 @@ class _Run:
         if self.schedule is None:
             return RunSummary(mini_batches=Counts(), items=Counts(), attempts=0, rows=0)
         items = self.plan.items if self.plan is not None else None
-        count = len(self.plan) if self.plan is not None else None
         with Journal(self.paths.journal) as journal:
-            summary = summarise(journal, mini_batches=count, items=items)
-        starts = failure.start_errors(self.schedule.start_failures, self.paths)
+            summary = summarise(journal, mini_batches=self.schedule.planned, items=items)
+        starts = failure.process_errors(self.schedule.script_failures, self.paths)
         return replace(summary, errors=summary.errors + starts)
 
     def _report(self, summary: RunSummary, state: str, *, failed: str | None) -> None:

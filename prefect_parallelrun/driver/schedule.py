@@ -34,6 +34,12 @@ TICK_S = 0.2
 """How long the driver waits for news before it looks at its limits."""
 SHOW_S = 0.2
 """How often whoever watches is told where the run stands."""
+WAITING = "Waiting for a Dask worker: none is there that can be a node of this run"
+STAGES = {
+    "import": "its import failed",
+    "init": "init() failed",
+    "idle": "processes died before their first mini-batch",
+}
 PROGRESS_S = 10.0
 """How often the log says where the run stands."""
 
@@ -66,10 +72,16 @@ class Schedule:
         self._tracker = Tracker(plan, limits, paths.process_error)
         self._began = time.monotonic()
         self._last_news = self._last_shown = self._last_line = self._last_tend = self._began
-        self.start_failures: list[messages.Event] = []
-        """Processes of which import or `init()` failed."""
+        self.script_failures: list[messages.Event] = []
+        """Processes of which import, `init()` or `shutdown()` failed."""
         self._first_errors: set[tuple[str, str]] = set()
         self._warned = False
+
+    @property
+    def planned(self) -> int | None:
+        """Number of all mini-batches; None as long as only reading the input would tell."""
+        known = self._plan.known_count
+        return self._tracker.planned if known is None and self._tracker.planned_all else known
 
     def run(self) -> None:
         """Schedule until every mini-batch is settled.
@@ -95,6 +107,9 @@ class Schedule:
             gracefully = True
         finally:
             self._cluster.close(gracefully=gracefully)
+            for event in self._cluster.collect(0):
+                if isinstance(event, NodeNews):
+                    self._news(event.event)
 
     def _loop(self) -> None:
         while True:
@@ -170,8 +185,16 @@ class Schedule:
             self._tracker.bundle_started(news["bundle"])
             return
         self._log.debug("%s", news)
-        if name == "start_failed":
-            self.start_failures.append(news)
+        if name in ("start_failed", "shutdown_failed"):
+            self.script_failures.append(news)
+            if name == "shutdown_failed":
+                self._log.warning(
+                    "%s %s: shutdown() failed: %s: %s",
+                    news["node"],
+                    news["process"],
+                    news["error"]["type"],
+                    news["error"]["message"],
+                )
         elif name == "gave_up":
             self._log.warning(
                 "%s: no process could be started, it is not tried any more", news["node"]
@@ -236,7 +259,7 @@ class Schedule:
         self._last_shown = now
         tracker = self._tracker
         standing = Standing(
-            planned=len(self._plan),
+            planned=self.planned,
             succeeded=tracker.mini_batches_succeeded,
             failed=tracker.mini_batches_failed,
             retried=tracker.retries,
@@ -249,13 +272,14 @@ class Schedule:
             self._on_progress(standing)
         if now - self._last_line >= PROGRESS_S:
             self._last_line = now
-            self._log.info("%s", standing)
+            self._log.info("%s", standing if self._cluster.nodes else WAITING)
 
     def _init_failed(self) -> InitFailed:
-        stages = sorted({news["error"]["stage"] for news in self.start_failures})
+        stages = {news["error"]["stage"] for news in self.script_failures}
+        what = [said for stage, said in STAGES.items() if stage in stages]
         return InitFailed(
-            f"{self._definition.config.entry_script}: no worker process could be started on any node: "
-            f"{' and '.join(stages)} failed {len(self.start_failures)} times"
+            f"{self._definition.config.entry_script}: no worker process is left on any node, and none "
+            f"can be started: {' and '.join(what)}, {len(self.script_failures)} times"
         )
 
 

@@ -100,7 +100,8 @@ class Tracker:
         self._mean_s: float | None = None
         self._mean_bytes = 0.0
         self._grown = 1
-        self._planned_all = False
+        self.planned_all = False
+        """Whether the plan has given all it has."""
         self.planned = 0
         """Mini-batches taken from the plan so far."""
         self.mini_batches_succeeded = 0
@@ -138,7 +139,7 @@ class Tracker:
 
     def exceeded(self) -> str | None:
         """Return which threshold is exceeded, in words, or None."""
-        scheduled_all = self._planned_all and not self._ahead
+        scheduled_all = self.planned_all and not self._ahead
         return policy.exceeded(self._limits, self.tally, self.planned if scheduled_all else None)
 
     # -- nodes -------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ class Tracker:
     def bundle_returned(self, number: int) -> None:
         """Take back a bundle that never reached a process."""
         if bundle := self._close(number):
-            self._again.extendleft(reversed(bundle.members))
+            self._not_run(bundle.members)
 
     def bundle_ended(self, number: int, results: Iterable[Ended]) -> list[Settled]:
         """Settle the attempts of a bundle; what has no result was not started and runs again.
@@ -216,8 +217,7 @@ class Tracker:
                 settled.append(self._failed(member, bundle.node, result))
         if ended:
             self._learn(spent / len(ended), volume / len(ended), len(ended))
-        left = [member for place, member in enumerate(bundle.members) if place not in ended]
-        self._again.extendleft(reversed(left))
+        self._not_run([m for place, m in enumerate(bundle.members) if place not in ended])
         return settled
 
     # -- inside ------------------------------------------------------------------------------
@@ -227,6 +227,14 @@ class Tracker:
         if bundle is not None:
             self._nodes[bundle.node].bundles -= 1
         return bundle
+
+    def _not_run(self, members: list[Pending]) -> None:
+        """Put back, to the front, what no process began."""
+        for member in reversed(members):
+            if member.attempt == 1 and not member.lost:
+                self._ahead.appendleft(member.mini_batch)
+            else:
+                self._again.appendleft(member)
 
     def _learn(self, seconds: float, volume: float, size: int) -> None:
         self._grown = max(self._grown, size)
@@ -275,12 +283,12 @@ class Tracker:
     def _left(self, processes: int) -> int | None:
         """Look ahead in the plan; return how many are left once its end is in sight."""
         wanted = 2 * processes * policy.BUNDLE_MOST if self._mean_s else 2 * processes
-        if not self._planned_all and len(self._ahead) < wanted:
+        if not self.planned_all and len(self._ahead) < wanted:
             fresh = list(islice(self._plan, wanted - len(self._ahead)))
             self.planned += len(fresh)
-            self._planned_all = len(fresh) < wanted - len(self._ahead)
+            self.planned_all = len(fresh) < wanted - len(self._ahead)
             self._ahead.extend(fresh)
-        return len(self._ahead) if self._planned_all else None
+        return len(self._ahead) if self.planned_all else None
 
     def _succeeded(
         self, member: Pending, node: str, result: dict[str, Any], data: bytes

@@ -1,6 +1,6 @@
 """Our code in a Dask worker: relays bundles to the node's supervisor and results back, unopened.
 
-A bundle is the only Dask task of a run. It is pinned to one Dask worker and names one agent by its
+Bundles, and one lease per node, are the only Dask tasks of a run. A bundle is pinned to one Dask worker and names one agent by its
 id, so that Dask can never run an attempt a second time: a worker that came back at the same address
 has no agent of that id.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -29,9 +30,13 @@ from prefect_parallelrun.node import gpus, snapshot
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import channel, messages, supervisor
 
+logger = logging.getLogger(__name__)
+
 STALE = b""
 """What a bundle comes back as when no process ever had it: no agent, or it lost its supervisor."""
 
+LEASE_S = 30.0
+"""A node whose lease has not come by then was started for a driver that died meanwhile."""
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
 
@@ -55,13 +60,19 @@ class _Waiting:
 class NodeAgent(distributed.WorkerPlugin):
     """One node of one run: owns the supervisor, its socket and the node's private folder."""
 
-    def __init__(self, settings: messages.Settings, run_folder: Path, topic: str) -> None:
+    def __init__(
+        self, agent_id: str, settings: messages.Settings, run_folder: Path, topic: str
+    ) -> None:
+        self._id = agent_id
+        self._held = self._ended = False
+        self._released = threading.Event()
         self._settings = settings
         self._paths = RunPaths(run_folder)
         self._topic = topic
         self._waiting: dict[int, _Waiting] = {}
         self._lock = threading.Lock()
         self._lost = False
+        self._shutdown_failures: list[dict[str, Any]] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
 
@@ -117,13 +128,45 @@ class NodeAgent(distributed.WorkerPlugin):
             self._waiting.pop(number, None)
         return b"".join(waiting.frames) if waiting.whole else STALE
 
-    def stop(self, *, gracefully: bool) -> None:
-        """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor."""
+    def hold(self) -> None:
+        """Wait until the node ends; see `hold_node`."""
+        self._released.wait()
+
+    def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
+        """Watch the lease: Dask lets go of its task when the driver's connection is gone."""
+        if not str(key).endswith(f"-node-{self._id}"):
+            return
+        self._held = True
+        if start != "memory" and finish in ("cancelled", "released", "forgotten"):
+            self._worker.loop.add_callback(self._end_orphaned)
+
+    async def expire(self) -> None:
+        """End the node unless its lease has come: the driver may die while it starts."""
+        await asyncio.sleep(LEASE_S)
+        if not self._held:
+            await self._end_orphaned()
+
+    async def _end_orphaned(self) -> None:
+        if not self._ended:
+            logger.warning("The driver of %s is gone; ending its node", self._settings["run_id"])
+            await asyncio.to_thread(self.stop, gracefully=False)
+            if self._worker.plugins.get(_name(self._id)) is self:
+                await self._worker.plugin_remove(name=_name(self._id))
+
+    def stop(self, *, gracefully: bool) -> list[dict[str, Any]]:
+        """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor.
+
+        Returns:
+            The `shutdown_failed` events: a message of its own might come after the end of the run.
+        """
+        self._ended = True
         if gracefully and not self._lost and self._process is not None:
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._send(channel.pack(channel.STOP))
                 self._process.wait(self._settings["shutdown_timeout_s"] + 10)
+                self._reader.join(SUPERVISOR_END_S)  # what the supervisor said last
         self._clean_up()
+        return self._shutdown_failures
 
     def teardown(self, worker: distributed.Worker) -> None:
         """Leave nothing on the Dask worker when it closes or the run ends."""
@@ -193,10 +236,16 @@ class NodeAgent(distributed.WorkerPlugin):
             yield from splitter.feed(data)
 
     def _publish(self, event: dict[str, Any]) -> None:
+        news = {**event, "node": self._settings["node"]}
+        if event["name"] == "shutdown_failed":
+            self._shutdown_failures.append(news)
+            return
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed: nobody listens
-            self._worker.log_event(self._topic, {**event, "node": self._settings["node"]})
+            self._worker.log_event(self._topic, news)
 
     def _clean_up(self) -> None:
+        self._ended = True
+        self._released.set()
         if self._process is not None:
             self._end_supervisor(self._process)
         if self._folder is not None:
@@ -230,22 +279,39 @@ async def start_node(
     A failure is returned, as text: Dask would log the arguments of a function that raises, and they
     hold the user's environment variables.
     """
-    agent = NodeAgent(settings, Path(run_folder), topic)
+    agent = NodeAgent(agent_id, settings, Path(run_folder), topic)
     try:
         info = await asyncio.to_thread(agent.start, dask_worker)
     except Exception as error:
         await asyncio.to_thread(agent.stop, gracefully=False)
         return {"failure": f"{type(error).__name__}: {error}"}
     await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
+    dask_worker.loop.add_callback(agent.expire)
     return info
 
 
-async def stop_node(agent_id: str, gracefully: bool, dask_worker: distributed.Worker) -> None:
-    """End the run on this node; nothing of it is left (sent by `Client.run`)."""
+async def stop_node(
+    agent_id: str, gracefully: bool, dask_worker: distributed.Worker
+) -> list[dict[str, Any]]:
+    """End the run on this node; nothing of it is left (sent by `Client.run`). See `NodeAgent.stop`."""
     agent = dask_worker.plugins.get(_name(agent_id))
+    if not isinstance(agent, NodeAgent):
+        return []
+    news = await asyncio.to_thread(agent.stop, gracefully=gracefully)
+    await dask_worker.plugin_remove(name=_name(agent_id))
+    return news
+
+
+def hold_node(agent_id: str) -> None:
+    """Dask task: the driver's lease on a node, as long as both live.
+
+    Nothing else tells a Dask worker that a client is gone: Dask then releases this task, within
+    milliseconds (measured), and the agent ends the node.
+    """
+    agent = distributed.get_worker().plugins.get(_name(agent_id))
     if isinstance(agent, NodeAgent):
-        await asyncio.to_thread(agent.stop, gracefully=gracefully)
-        await dask_worker.plugin_remove(name=_name(agent_id))
+        distributed.secede()
+        agent.hold()
 
 
 def run_bundle(agent_id: str, number: int, header: messages.BundleHeader, tasks: bytes) -> bytes:

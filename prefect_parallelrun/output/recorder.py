@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prefect_parallelrun.errors import printable
 from prefect_parallelrun.models import AttemptError, AttemptRecord, Outcome
 from prefect_parallelrun.output import schema
 
@@ -131,24 +132,24 @@ class Recorder:
             error,
             message,
             json.dumps(record.items_sample) if record.items_sample else None,
-            _printable(record.log_file) if record.log_file else None,
+            printable(record.log_file) if record.log_file else None,
             entry.offset,
             entry.length,
-            None if entry.columns is None else self._header(_printable(entry.columns)),
+            None if entry.columns is None else self._header(printable(entry.columns)),
         )
 
     def _error(self, error: AttemptError) -> tuple[int, str | None]:
         """Return the number of this kind of error, and the message where it is another one."""
-        message = _printable(error.message)
+        message = printable(error.message)
         if len(message) > MESSAGE_LIMIT:
             message = f"{message[:MESSAGE_LIMIT]}… ({len(message):,} characters)"
-        kind = tuple(map(_printable, (error.category, error.type, error.where, error.stage)))
+        kind = tuple(map(printable, (error.category, error.type, error.where, error.stage)))
         assert len(kind) == 4
         known = self._errors.get(kind)
         if known is None:
             number = len(self._errors) + 1
             # The end of a stack trace says most.
-            trace = _printable(error.traceback)[-TRACEBACK_LIMIT:]
+            trace = printable(error.traceback)[-TRACEBACK_LIMIT:]
             self._connection.execute(
                 "INSERT INTO errors VALUES (?, ?, ?, ?, ?, ?, ?)", (number, *kind, message, trace)
             )
@@ -164,10 +165,3 @@ class Recorder:
 
     def _number(self, query: str) -> int:
         return int(self._connection.execute(query).fetchone()[0])
-
-
-def _printable(text: str) -> str:
-    """Return text that UTF-8 can say: paths that are not UTF-8 come with lone surrogates."""
-    if text.isascii():
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from prefect_parallelrun.planning.plan import Plan, make_plan
+from prefect_parallelrun.planning.step_plan import plan_step
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "make_plan", "plan_step"]

@@ -43,6 +43,14 @@ class Plan:
         return self._count
 
     @property
+    def known_count(self) -> int | None:
+        """Number of mini-batches, or None where only reading the input would tell; never reads."""
+        if self._count is not None:
+            return self._count
+        known = [cut.count for cut in self._cuts if cut.count is not None]
+        return sum(known) if len(known) == len(self._cuts) else None
+
+    @property
     def readers(self) -> list[dict[str, Any]]:
         """How to read each input, for `prefect_parallelrun_runtime.load`; JSON."""
         return [cut.reader for cut in self._cuts]
@@ -81,16 +89,16 @@ def make_plan(
         listings: What `list_files` returned for each.
         mini_batch_size: Files, or bytes of a table; None for the default (10, 1 MB).
         scratch: Folder for DataFrames, which the worker processes read from there.
-        rank_mini_batch_count: With no inputs: so many mini-batches of nothing (R105).
+        rank_mini_batch_count: So many mini-batches of nothing; inputs do not count then (R105).
 
     Raises:
         ConfigError: the inputs are of two kinds, or the size does not suit them.
         DatasetError: an input cannot be read.
     """
-    if not inputs:
-        if rank_mini_batch_count is None:
-            raise errors.refuse("inputs", list(inputs), "give at least one dataset")
+    if rank_mini_batch_count is not None:
         return Plan([_cut_nothing(rank_mini_batch_count)], "rank")
+    if not inputs:
+        raise errors.refuse("inputs", list(inputs), "give at least one dataset")
     kinds = {dataset.kind for dataset in inputs}
     if len(kinds) > 1:
         raise errors.refuse(

@@ -15,6 +15,7 @@ from prefect_parallelrun.errors import DatasetError
 from prefect_parallelrun.planning import multi_line
 from prefect_parallelrun.planning.cut import Cut, Piece
 from prefect_parallelrun_runtime import text_files
+from prefect_parallelrun_runtime.load_error import Unfit
 
 
 def cut_table(
@@ -90,11 +91,15 @@ def _cut_text(files: Sequence[FileItem], reading: Reading, size: int) -> Cut:
 def _multi_line_ranges(
     file: FileItem, reader: dict[str, Any], size: int
 ) -> Iterator[tuple[int, int]]:
+    planned = 0
     try:
         head = text_files.read_head(file.path, reader)
-        yield from multi_line.ranges(file, head.start, size, ord(reader["separator"]))
-    except OSError as error:
-        raise DatasetError(f"{file.path} cannot be read: {error.strerror}") from error
+        for start, end in multi_line.ranges(file, head.start, size, ord(reader["separator"])):
+            yield start, end
+            planned = end
+    except (OSError, Unfit, UnicodeDecodeError):
+        # The rest is one mini-batch: whoever loads it says what is wrong, and only that one fails.
+        yield planned, file.size
 
 
 def _cut_parquet(files: Sequence[FileItem], reading: Reading, size: int) -> Cut:
@@ -104,7 +109,12 @@ def _cut_parquet(files: Sequence[FileItem], reading: Reading, size: int) -> Cut:
             if groups is None and file.size <= size:
                 yield Piece(None, file.size, {"path": file.path})
                 continue
-            groups = groups or parquet_tables.row_groups_of(file)
+            try:
+                groups = groups or parquet_tables.row_groups_of(file)
+            except DatasetError:
+                # Whoever loads it says what is wrong, and only that mini-batch fails.
+                yield Piece(None, file.size, {"path": file.path})
+                continue
             if not any(groups.rows):
                 continue
             for places in _runs(groups, size):
@@ -118,7 +128,7 @@ def _cut_parquet(files: Sequence[FileItem], reading: Reading, size: int) -> Cut:
     ]
     return Cut(
         pieces=pieces,
-        count=None,
+        count=_known_count(files, reading, size),
         items=None,
         size=sum(file.size for file in files),
         reader=reading.reader,
@@ -126,6 +136,19 @@ def _cut_parquet(files: Sequence[FileItem], reading: Reading, size: int) -> Cut:
         if single
         else (),
     )
+
+
+def _known_count(files: Sequence[FileItem], reading: Reading, size: int) -> int | None:
+    count = 0
+    for file in files:
+        groups = reading.row_groups.get(file.path)
+        if groups is not None:
+            count += sum(1 for _ in _runs(groups, size)) if any(groups.rows) else 0
+        elif file.size <= size:
+            count += 1
+        else:
+            return None
+    return count
 
 
 def _runs(groups: RowGroups, size: int) -> Iterator[range]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from prefect_parallelrun.errors import printable
 from prefect_parallelrun.paths import RunPaths
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -58,4 +59,5 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log the finished text: it may hold anything, so it is no format string any more."""
-        self._target.log(record.levelno, "%s", record.getMessage(), exc_info=record.exc_info)
+        text = printable(record.getMessage())
+        self._target.log(record.levelno, "%s", text, exc_info=record.exc_info)

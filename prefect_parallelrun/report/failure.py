@@ -19,9 +19,7 @@ def failure_text(summary: RunSummary, *, cause: str, paths: RunPaths) -> str:
     parts = [cause]
     if summary.errors:
         first = summary.errors[0]
-        parts += [_headline(first), _whereabouts(first)]
-        if first.traceback:
-            parts.append(first.traceback.rstrip())
+        parts += [_headline(first), _whereabouts(first), *_details(first)]
         parts.append(f"{errors_line(summary)}\nall of them: {paths.error_summary}")
     if summary.missing_rows:
         parts.append(
@@ -38,8 +36,10 @@ def first_errors(summary: RunSummary) -> tuple[str, ...]:
     return tuple(f"{_headline(error)} × {error.count:,}" for error in summary.errors)
 
 
-def start_errors(failures: Sequence[Mapping[str, Any]], paths: RunPaths) -> tuple[ErrorGroup, ...]:
-    """Group the failures of import and `init()`, most frequent first; each is a `messages.Event`."""
+def process_errors(
+    failures: Sequence[Mapping[str, Any]], paths: RunPaths
+) -> tuple[ErrorGroup, ...]:
+    """Group failures of import, `init()` and `shutdown()`, most frequent first; each a `messages.Event`."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for event in failures:
         groups.setdefault((event["error"]["type"], event["error"]["where"]), []).append(event)
@@ -76,13 +76,16 @@ def write_error_summary(paths: RunPaths, summary: RunSummary) -> Path | None:
 
 
 def _entry(number: int, error: ErrorGroup) -> str:
-    text = f"--- {number}. {_headline(error)}\n{error.count:,} times; first {_whereabouts(error)}\n"
-    # A message of several lines, or none of it in the trace (a time-out), must not get lost.
-    if error.message.strip() not in error.traceback:
-        text += f"\n{error.message.strip()}\n"
-    if error.traceback:
-        text += f"\n{error.traceback.rstrip()}\n"
-    return text
+    head = f"--- {number}. {_headline(error)}\n{error.count:,} times; first {_whereabouts(error)}"
+    return "\n\n".join([head, *_details(error)]) + "\n"
+
+
+def _details(error: ErrorGroup) -> list[str]:
+    """Return the stack trace, and before it the message if that has more than the trace shows."""
+    message, trace = error.message.strip(), error.traceback.rstrip()
+    # One of several lines, or none of it in the trace (a time-out), must not get lost.
+    shown = message in trace or (not trace and "\n" not in message)
+    return [part for part in ("" if shown else message, trace) if part]
 
 
 def _headline(error: ErrorGroup) -> str:
@@ -96,7 +99,7 @@ def _headline(error: ErrorGroup) -> str:
 
 def _whereabouts(error: ErrorGroup) -> str:
     lines = [
-        "at the start of a worker process"
+        "outside of any mini-batch"
         if error.first_mini_batch is None
         else f"in mini-batch {error.first_mini_batch:,}"
     ]

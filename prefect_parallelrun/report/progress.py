@@ -21,8 +21,8 @@ from rich.progress import (
 class Standing:
     """Where a run stands, for whoever watches it."""
 
-    planned: int
-    """Mini-batches in all."""
+    planned: int | None
+    """Mini-batches in all, where that is known."""
     succeeded: int
     failed: int
     retried: int
@@ -35,13 +35,16 @@ class Standing:
 
     def __str__(self) -> str:
         done = self.succeeded + self.failed
+        of_all = "" if self.planned is None else f" of {self.planned:,}"
         if not done:
-            return f"No mini-batch has been processed yet; {self.running:,} of {self.planned:,} in flight"
-        left_s = (self.planned - done) * self.elapsed_s / done
+            return f"No mini-batch has been processed yet; {self.running:,}{of_all} in flight"
+        left = ""
+        if self.planned is not None:
+            left = f", about {(self.planned - done) * self.elapsed_s / done:.0f} s left"
         return (
-            f"Processed {done:,} of {self.planned:,} mini-batches in {self.elapsed_s:.0f} s: "
-            f"{self.failed:,} failed, {self.retried:,} retries, {self.items_succeeded:,} items done, "
-            f"about {left_s:.0f} s left"
+            f"Processed {done:,}{of_all} mini-batches in {self.elapsed_s:.0f} s: "
+            f"{self.failed:,} failed, {self.retried:,} retries, {self.items_succeeded:,} items done"
+            f"{left}"
         )
 
 

@@ -67,7 +67,7 @@ def errors_line(summary: RunSummary) -> str:
         f"{error.type} × {error.count:,} "
         f"(first at {error.where or 'an unknown place'}, "
         + (
-            "at the start"
+            "outside of any mini-batch"
             if error.first_mini_batch is None
             else f"mini-batch {error.first_mini_batch:,}"
         )

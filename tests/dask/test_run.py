@@ -153,24 +153,91 @@ def test_without_a_threshold_everything_is_tried_and_the_run_fails_with_the_scri
     assert caught.value.first_errors == ("ValueError: unreadable image (score.py:4 in run) × 3",)
 
 
-def test_more_failures_than_tolerated_abort_at_once(run, numbers):
-    """R26: strictly more than error_threshold aborts: most of the input is never touched."""
+def test_more_failures_than_tolerated_abort_at_once(run, tmp_path):
+    """R26: strictly more than error_threshold aborts, also when many quick mini-batches came before."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for n in range(3000):
+        (folder / f"{n:04d}.txt").touch()
+
     with pytest.raises(ErrorThresholdExceeded, match="error_threshold=3"):
         run(
             """
-            import time
+            import os, time
             from pathlib import Path
 
             def run(mini_batch):
-                Path("seen").touch()
-                time.sleep(0.02)
+                if int(Path(mini_batch[0]).stem) < 1500:
+                    return mini_batch
+                with open(os.environ["SEEN"], "a") as seen:
+                    seen.write("failed\\n")
+                time.sleep(0.05)
                 raise ValueError("no")
             """,
-            numbers,
+            folder,
             mini_batch_size=1,
             run_max_try=1,
             error_threshold=3,
+            environment_variables={"SEEN": str(tmp_path / "seen")},
         )
+
+    # Four failures are needed; a bundle ends with a failure, and eight were under way.
+    assert 4 <= len((tmp_path / "seen").read_text().split()) <= 30
+
+
+def test_mini_batches_that_become_slow_still_count_as_progress(run, tmp_path):
+    """R205: a bundle sized by quick mini-batches ends early: progress is seen, nothing times out."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for n in range(1000):
+        (folder / f"{n:04d}.txt").touch()
+
+    result = run(
+        """
+        import time
+        from pathlib import Path
+
+        def run(mini_batch):
+            if int(Path(mini_batch[0]).stem) >= 950:
+                time.sleep(0.1)
+            return mini_batch
+        """,
+        folder,
+        mini_batch_size=1,
+        arguments=("--progress_update_timeout", 3),
+    )
+
+    assert result.items.succeeded == 1000
+
+
+def test_a_failed_mini_batch_count_is_a_threshold_of_its_own(run, numbers):
+    """R100: allowed_failed_count counts mini-batches; allowed_failed_percent once all are scheduled."""
+    script = """
+        def run(mini_batch):
+            if mini_batch[0].endswith("0.txt"):
+                raise ValueError("no")
+            return mini_batch
+        """
+    settings = {"mini_batch_size": 5, "run_max_try": 1}
+
+    tolerated = run(script, numbers, **settings, allowed_failed_count=10)
+    assert (tolerated.mini_batches.failed, tolerated.items.failed) == (10, 50)
+    with pytest.raises(ErrorThresholdExceeded, match="allowed_failed_count=9"):
+        run(script, numbers, **settings, allowed_failed_count=9)
+    with pytest.raises(ErrorThresholdExceeded, match="allowed_failed_percent=49"):
+        run(script, numbers, **settings, allowed_failed_percent=49)
+
+
+def test_more_elements_than_items_count_once_and_are_noted_once(run, numbers):
+    """R16: all done, with one warning per run that names script and mini-batch."""
+    result = run("def run(mini_batch): return [*mini_batch, 'extra']", numbers, mini_batch_size=10)
+
+    assert (result.items.succeeded, result.items.failed) == (100, 0)
+    assert len(lines(result)) == 110
+    log = Path(result.logs_directory, "70_driver_log.txt").read_text().splitlines()
+    warnings = [line for line in log if "more elements" in line]
+    assert len(warnings) == 1
+    assert "WARNING score.py" in warnings[0]
 
 
 def test_a_run_without_one_success_fails_whatever_is_tolerated(run, numbers):
@@ -202,6 +269,44 @@ def test_a_script_that_cannot_be_imported_fails_with_its_own_error(run, numbers)
 
     assert "score.py" in str(caught.value)
     assert str(caught.value.logs_directory) in str(caught.value)
+
+
+def test_a_failing_shutdown_is_told(run, numbers):
+    """R60, R206: what shutdown() raises is in the log and in error.txt; the run has its result."""
+    result = run(
+        """
+        def run(mini_batch):
+            return mini_batch
+
+        def shutdown():
+            raise OSError("cannot flush")
+        """,
+        numbers,
+        process_count_per_node=1,
+    )
+
+    assert result.items.succeeded == 100
+    logs = Path(result.logs_directory)
+    assert "shutdown() failed: OSError: cannot flush" in (logs / "70_driver_log.txt").read_text()
+    assert "cannot flush" in (logs / "user" / "error.txt").read_text()
+
+
+def test_a_required_argument_that_is_missing_is_named(run, numbers):
+    """R18, R206: argparse says it on stderr and exits: the exception says it too."""
+    with pytest.raises(InitFailed, match="the following arguments are required: --model"):
+        run(
+            """
+            import argparse
+
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--model", required=True)
+            parser.parse_known_args()
+
+            def run(mini_batch):
+                return mini_batch
+            """,
+            numbers,
+        )
 
 
 def test_a_crash_and_a_time_out_cost_only_their_own_mini_batch(run, numbers):

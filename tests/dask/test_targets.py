@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import dask
 import distributed
+import psutil
 import pytest
 
 from prefect_parallelrun.errors import ClusterError
@@ -129,3 +133,113 @@ def test_an_address_where_nobody_answers_is_a_clear_error(run, numbers):
         pytest.raises(ClusterError, match=r"compute_target='tcp://127.0.0.1:9'"),
     ):
         run(ECHO, numbers, compute_target="tcp://127.0.0.1:9")
+
+
+def plugins_of_ours(client):
+    """Names of this product's plugins on all Dask workers."""
+    found = client.run(lambda dask_worker: sorted(dask_worker.plugins))
+    return [name for names in found.values() for name in names if name.startswith("parallelrun")]
+
+
+def until(condition, seconds=30):
+    """Wait for a condition, and fail if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come"
+        threading.Event().wait(0.05)
+
+
+def test_a_node_that_is_still_joining_when_the_run_ends_is_ended_too(run, numbers, client, cluster):
+    """Nothing of ours is left on a Dask worker that was too busy to become a node in time."""
+    busy = next(iter(client.scheduler_info(n_workers=-1)["workers"]))
+    blocked = client.submit(hold_the_interpreter, 3, workers=[busy], pure=False)
+    until(lambda: client.processing()[busy])
+
+    result = run(
+        "def run(mini_batch): return mini_batch",
+        numbers,
+        node_count=2,
+        process_count_per_node=1,
+        compute_target=cluster.scheduler_address,
+    )
+
+    assert result.items.succeeded == 100
+    assert plugins_of_ours(client) == []
+    blocked.result(30)
+
+
+def hold_the_interpreter(seconds):
+    """Sleep in C code that does not let go of the interpreter's lock."""
+    import ctypes
+
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+DRIVER = """
+import logging, sys
+from pathlib import Path
+from prefect_parallelrun.config import ParallelRunConfig
+from prefect_parallelrun.datasets import FileDataset
+from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.driver.run import run_step
+
+folder = Path(sys.argv[1])
+definition = StepDefinition(
+    name="killed-step",
+    config=ParallelRunConfig(
+        "score.py", source_directory=str(folder), compute_target=sys.argv[2],
+        node_count=2, process_count_per_node=1, run_invocation_timeout=300,
+    ),
+    inputs=(FileDataset.from_files(sys.argv[3]),),
+)
+run_step(definition, run_folder=folder / "run", run_id="killed", log=logging.getLogger())
+"""
+
+
+def test_when_the_driver_is_killed_its_nodes_end(numbers, client, cluster, tmp_path):
+    """R205: kill -9 of the driver: agents, supervisors and worker processes are gone in moments."""
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "score.py").write_text(
+        "import os, time\n"
+        "def run(mini_batch):\n"
+        f"    open('{tmp_path}/pids', 'a').write(f'{{os.getpid()}}\\n')\n"
+        "    time.sleep(600)\n"
+    )
+    (tmp_path / "driver.py").write_text(DRIVER)
+    pids = tmp_path / "pids"
+    command = [sys.executable, tmp_path / "driver.py", source, cluster.scheduler_address, numbers]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as driver:
+        try:
+            until(lambda: pids.exists() and len(pids.read_text().split()) >= 2)
+        finally:
+            driver.kill()
+
+    until(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()), 10)
+    until(lambda: plugins_of_ours(client) == [], 10)
+
+
+def test_a_scheduler_that_dies_ends_the_run_with_a_clear_error(run, numbers, tmp_path):
+    """R205: no scheduler any more: an error that says so, instead of waiting for progress."""
+    with (
+        dask.config.set(
+            {"distributed.comm.timeouts.connect": "1s", "distributed.client.heartbeat": "200ms"}
+        ),
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0"
+        ) as doomed,
+    ):
+        thread = threading.Thread(
+            target=lambda: (until(lambda: (tmp_path / "seen").exists()), doomed.close())
+        )
+        thread.start()
+        with pytest.raises(ClusterError, match="scheduler"):
+            run(
+                ECHO,
+                numbers,
+                mini_batch_size=1,
+                process_count_per_node=1,
+                compute_target=doomed.scheduler_address,
+                environment_variables={"SEEN": str(tmp_path / "seen")},
+            )
+        thread.join()

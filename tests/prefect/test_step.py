@@ -274,3 +274,66 @@ def test_inputs_are_listed_once(files, monkeypatch):
     (files.data / "d.txt").write_text("D")
     assert files.step()().items.total == 4
     assert len(listed) == 2
+
+
+def test_a_failing_file_whose_name_is_not_utf8(files):
+    """Such a name reaches Prefect in a form that it can send: the run ends as Failed (R206)."""
+    (files.data / b"\xff\xfe.txt".decode("utf-8", "surrogateescape")).write_text("x")
+    files.script.write_text("def run(mini_batch): raise ValueError(mini_batch[-1])")
+    step = files.step(config={"run_max_try": 1, "error_threshold": 0, "mini_batch_size": 100})
+
+    @flow
+    def score():
+        return step()
+
+    state = score(return_state=True)
+
+    assert state.is_failed()
+    with pytest.raises(ParallelRunError, match=r"\\udcff\\udcfe\.txt"):
+        state.result()
+
+
+def test_rank_mini_batches_take_the_place_of_inputs(files, read_rows):
+    """`--rank_mini_batch_count N` gives N mini-batches of nothing, whatever the inputs are (R105)."""
+    files.script.write_text("def run(mini_batch, context): return [context.minibatch_index]")
+    step = files.step(arguments=["--rank_mini_batch_count", 3])
+
+    assert len(step.plan()) == 3
+    assert step.debug(mini_batches=9) == [[0], [1], [2]]
+    assert read_rows(step()) == ["0", "1", "2"]
+
+
+def test_debug_takes_the_helpers_of_its_own_step_as_they_are_now(files):
+    """A helper module of another step, or from before an edit, is never taken for this one's (R1)."""
+    files.script.write_text("import helper\ndef run(mini_batch): return [helper.WORD]")
+    helper = files.script.with_name("helper.py")
+
+    seen = []
+    for word in ("first", "another"):
+        helper.write_text(f"WORD = {word!r}")
+        seen += files.step().debug()
+
+    assert seen == [["first"], ["another"]]
+
+
+def test_retries_of_the_task_run_the_step_again(files, tmp_path, read_rows):
+    """Prefect's own `retries` call a step again that has failed (R240)."""
+    files.script.write_text(
+        "import os\n"
+        f"flag = {str(tmp_path / 'flag')!r}\n"
+        "def run(mini_batch):\n"
+        "    if not os.path.exists(flag):\n"
+        "        open(flag, 'w').close()\n"
+        "        raise OSError('not yet')\n"
+        "    return mini_batch\n"
+    )
+    step = files.step(
+        config={"run_max_try": 1, "mini_batch_size": 100}, task_options={"retries": 1}
+    )
+
+    @flow
+    def score():
+        return step()
+
+    assert len(read_rows(score())) == 3
+    assert len(files.runs()) == 2

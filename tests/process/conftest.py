@@ -82,6 +82,7 @@ class Node:
             "environment": {"PATH": os.environ["PATH"]},
             "runtime_folder": str(RUNTIME_FOLDER),
             "source_folder": str(self.source),
+            "source_directory": "",
             "entry_script": "score.py",
             "arguments": [],
             "work_folder": str(self.work),

@@ -37,6 +37,31 @@ def test_each_element_is_one_line(result, expected):
     assert (encoded.rows, encoded.data, encoded.columns) == (len(result), expected, None)
 
 
+@pytest.mark.parametrize("count", [3, 40, 5_000])
+@pytest.mark.parametrize("kind", ["rows of an array", "in a list", "in a Series"])
+def test_an_array_as_an_element_is_one_whole_line(count, kind):
+    """However long an element that is an array is, its line holds all its numbers (R103)."""
+    rows = np.arange(2 * count).reshape(2, count)
+    result = {
+        "rows of an array": rows,
+        "in a list": list(rows),
+        "in a Series": pd.Series(list(rows)),
+    }[kind]
+
+    encoded = encode.encode(result, "append_row", PLAIN)
+
+    lines = encoded.data.decode().splitlines()
+    assert [[int(number) for number in line.strip("[]").split()] for line in lines] == rows.tolist()
+    assert np.get_printoptions()["threshold"] == 1000  # the script's own printing is as it was
+
+
+def test_a_table_of_numbers_as_an_element_is_one_line():
+    """An array of two dimensions has newlines of its own; a text's newlines are the script's business."""
+    encoded = encode.encode([np.arange(4).reshape(2, 2), "a\nb"], "append_row", PLAIN)
+
+    assert (encoded.rows, encoded.data) == (2, b"[[0 1]  [2 3]]\na\nb\n")
+
+
 @pytest.mark.parametrize("result", [[1, 2], np.arange(2), FRAME, pa.table({"n": [1, 2]})])
 def test_summary_only_counts_and_keeps_nothing(result):
     """Each returned element counts, its content is ignored (R12, R13)."""

@@ -329,3 +329,37 @@ def test_the_next_rows_are_loaded_while_run_is_at_the_present_ones(node):
     assert [row[:2] for row in rows] == [[str(number), "x"] for number in range(6)]
     assert int(rows[-1][2]) >= len(works) - 2
     assert sum(result["items"] for answer in answers for result in answer.results) == 6
+
+
+def test_what_was_loaded_ahead_is_dropped_when_its_bundle_ends_early(node):
+    """A failed attempt ends the bundle; its rest, sent again, comes with its own rows."""
+    path = node.root / "table.csv"
+    path.write_text("a,b\n" + "".join(f"{number},x\n" for number in range(6)))
+    dataset = TabularDataset.from_delimited_files(str(path))
+    plan = make_plan([dataset], [dataset.list_files()], mini_batch_size="8", scratch=node.root)
+    works = [mini_batch.work for mini_batch in plan]
+    node.script("""
+        import gc, threading
+        def loaded_ahead():
+            return [one for one in gc.get_objects() if isinstance(one, threading.Thread)
+                    and one.name == "parallelrun-load" and not one.is_alive()]
+        def run(mini_batch):
+            if isinstance(mini_batch, list):
+                gc.collect()
+                return [len(loaded_ahead())]
+            if mini_batch["a"][0] == 0:
+                raise ValueError("the first row is bad")
+            return mini_batch
+    """)
+    node.start(inputs=plan.readers)
+
+    first = node.run(*works)
+    between = node.run({"rank": 0})
+    again = node.run(*works[1:])
+
+    assert (first.outcomes, first.finished) == (["failed"], 1)
+    assert lines(between) == [["0"]]
+    assert again.finished == len(works) - 1
+    rows = [row for batch in lines(again) for row in batch]
+    assert rows == [f"{number} x" for number in range(6)][-len(rows) :]
+    assert len(rows) >= 3

@@ -45,26 +45,22 @@ def run(mini_batch):
 
 @pytest.mark.parametrize("name", BAD_JOBS)
 def test_a_bad_job_costs_its_own_mini_batch_only(node, name):
-    """What finished stays finished, what was not begun is handed back, and the next bundle works (R38, R207)."""
+    """What finished stays finished, the rest is handed back at once, and the next bundle works (R38, R207)."""
     job, outcome, category, word, survives = BAD_JOBS[name]
     node.script(SCRIPT.format(job=job))
     node.start()
 
     answer = node.run(*({"rank": place} for place in range(3)), index=10)
 
-    assert answer.outcomes[:2] == ["succeeded", outcome]
+    assert answer.outcomes == ["succeeded", outcome]
+    assert answer.finished == 2
     error = answer.results[1]["error"]
     assert error["category"] == category
     assert error["stage"] in ("run", "result")
     assert word in error["message"]
     assert answer.rows[0] == b"10\n"
     assert answer.rows[1] == b""
-    if survives:
-        assert answer.finished == 3
-        assert answer.outcomes[2] == "succeeded"
-    else:
-        assert answer.finished == 2
-        assert len(answer.results) == 2
+    if not survives:
         assert node.event("process_ended")["process"] == "process000"
     after = node.run({"rank": 0}, index=20)
     assert after.outcomes == ["succeeded"]
@@ -107,11 +103,88 @@ def test_a_vanished_file_fails_its_mini_batch_alone(node):
 
     answer = node.run({"files": ["/nowhere/gone.png"]}, {"rank": 0})
 
-    assert answer.outcomes == ["failed", "succeeded"]
+    assert (answer.outcomes, answer.finished) == (["failed"], 1)
+    assert node.run({"rank": 0}).outcomes == ["succeeded"]
     error = answer.results[0]["error"]
     assert (error["category"], error["stage"]) == ("load", "load")
     assert "/nowhere/gone.png" in error["message"]
     assert "/nowhere/gone.png" in node.log("error")
+
+
+TRACES = {
+    "raises": "raise ValueError('no such label')",
+    "crashes": "ctypes.string_at(0)",
+    "is stuck": "time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("name", TRACES)
+def test_stack_traces_name_the_users_own_file(node, name):
+    """The snapshot is gone when somebody reads a stack trace; the file it was taken of is not (R60)."""
+    node.script(f"import ctypes, time\ndef run(mini_batch):\n    {TRACES[name]}")
+    node.start(
+        source_directory="/home/ann/step",
+        run_timeout_s=0.3,
+        environment={"PATH": "/usr/bin", "PYTHONFAULTHANDLER": "1"},
+    )
+
+    error = node.run({"rank": 0}).results[0]["error"]
+
+    assert 'File "/home/ann/step/score.py", line 3' in error["traceback"]
+    assert str(node.source) not in error["traceback"]
+    assert error["where"] in ("score.py:3 in run", "")
+    assert "/home/ann/step/score.py" in node.log("error")
+
+
+def test_an_exit_tells_what_was_said_on_stderr(node):
+    """sys.exit() in run(), of argparse for one, is told with what it wrote before (R206)."""
+    node.script("""
+        import argparse
+        def run(mini_batch):
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--model", required=True)
+            parser.parse_args([])
+    """)
+    node.start()
+
+    error = node.run({"rank": 0}).results[0]["error"]
+
+    assert (error["type"], error["stage"]) == ("SystemExit", "run")
+    assert error["message"].startswith("2\n")
+    assert "the following arguments are required: --model" in error["message"]
+
+
+def test_a_process_that_is_leaving_gets_no_other_bundle(node):
+    """What lay with a process that left by sys.exit() is run by the next one, though it takes its time."""
+    node.script("""
+        import atexit, os, pathlib, sys, time
+        GO = pathlib.Path(os.environ["AZUREML_BI_OUTPUT_PATH"]) / "go"
+        def wait():
+            while not GO.exists():
+                time.sleep(0.005)
+        def run(mini_batch):
+            if mini_batch.task_id == 0:
+                (GO.parent / "began").write_text("\\n")
+                wait()
+                GO.unlink()
+                atexit.register(wait)
+                sys.exit(1)
+            return [1]
+    """)
+    node.start()
+    tags = [node.ranks(2, index=0), node.ranks(1, index=5)]
+    node.read_when_there("began")
+    (node.output / "go").write_text("")
+
+    first = node.answer(tags[0])  # before the process has ended
+    assert (first.outcomes, first.finished) == (["failed"], 1)
+    assert not node.named("process_ended")
+    (node.output / "go").write_text("")
+
+    second = node.answer(tags[1])
+    assert [result["process"] for result in second.results] == ["process001"]
+    assert second.finished == 1
+    assert len([entry for entry in node.order if entry == ("bundle_started", tags[1])]) == 1
 
 
 SLEEPERS = {
@@ -253,6 +326,29 @@ def test_nothing_outlives_the_agent_or_the_supervisor(node, death):
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.parametrize("how", ["stop", "agent is gone", "signal", "failure of its own"])
+def test_the_node_folder_goes_with_the_supervisor(node, how):
+    """However the supervisor ends, nothing of the run is left on the node: its agent may be gone."""
+    node.script("def run(mini_batch): return [1]")
+    node.start()
+    node.run({"rank": 0})
+    assert (node.work / "process000" / "score.py").exists()
+
+    if how == "stop":
+        node.stop()
+    elif how == "agent is gone":
+        node.close()
+    elif how == "signal":
+        os.kill(node.pid, signal.SIGTERM)
+        node.wait()
+    else:
+        node.send(channel.pack(channel.BUNDLE, 99, {"no": "such thing"}))
+        node.wait()
+
+    assert not node.work.exists()
+    assert (node.source / "score.py").exists()  # what the process folder only points to
+
+
 def test_worker_processes_die_with_a_supervisor_that_is_killed(node):
     """Even SIGKILL of the supervisor leaves no worker process behind."""
     node.script("import os\ndef run(mini_batch): return [os.getpid()]")
@@ -334,6 +430,40 @@ def test_a_fork_that_comes_back_does_not_answer(node):
 
     assert answer.outcomes == ["succeeded", "succeeded"]
     assert answer.rows == [b"True\n", b"True\n"]
+
+
+@pytest.mark.parametrize("comes_back", ["pass", "raise ValueError('of the child')", "sys.exit(5)"])
+@pytest.mark.parametrize("place", ["import", "init", "shutdown"])
+def test_a_fork_at_the_start_or_end_does_not_answer(node, place, comes_back):
+    """A child that comes back out of the import, init() or shutdown() neither reads nor answers (R200)."""
+    node.script(f"""
+        import os, sys
+        def fork():
+            pid = os.fork()
+            if not pid:
+                {comes_back}
+            elif os.waitpid(pid, 0):
+                open(os.environ["AZUREML_BI_OUTPUT_PATH"] + "/child_is_gone", "w").write("yes\\n")
+        def init():
+            if "{place}" == "init": fork()
+        def shutdown():
+            if "{place}" == "shutdown": fork()
+        if "{place}" == "import": fork()
+        def run(mini_batch):
+            return [os.getpid()]
+    """)
+    node.start()
+
+    answer = node.run({"rank": 0}, {"rank": 1})
+    assert node.stop() == 0
+
+    assert answer.outcomes == ["succeeded", "succeeded"]
+    assert node.read_when_there("child_is_gone") == "yes"
+    assert not node.named("start_failed")
+    assert not node.named("shutdown_failed")
+    (ready,) = node.named("process_ready")
+    assert answer.rows == [f"{ready['pid']}\n".encode()] * 2
+    assert node.event("process_ended")["reason"] == "stopped"
 
 
 def test_large_results_pass_whole(node):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
+
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime folder on the path)
+from prefect_parallelrun_runtime import channel
 
 WAITING = """
 import os, time, pathlib
@@ -91,7 +95,7 @@ def test_a_start_that_failed_once_is_tried_again(node):
 
 
 def test_a_process_that_dies_idle_without_having_worked_is_a_failed_start(node):
-    """Processes that die right after init() are not replaced for ever (R87)."""
+    """Processes that die right after init() are not replaced for ever; it was not run() (R87)."""
     node.script("""
         import os, threading
         def init(): threading.Timer(0.05, os._exit, [9]).start()
@@ -101,7 +105,30 @@ def test_a_process_that_dies_idle_without_having_worked_is_a_failed_start(node):
 
     node.event("gave_up")
 
-    assert [event["error"]["type"] for event in node.named("start_failed")] == ["ProcessDied"] * 2
+    errors = [event["error"] for event in node.named("start_failed")]
+    assert [(error["type"], error["stage"]) for error in errors] == [("ProcessDied", "idle")] * 2
+
+
+@pytest.mark.parametrize("stage", ["import", "init"])
+def test_an_exit_at_the_start_tells_what_was_said_on_stderr(node, stage):
+    """ "SystemExit: 2" says nothing; the line that argparse wrote does (R206)."""
+    node.script(
+        """
+        import argparse
+        def parse():
+            parser = argparse.ArgumentParser()
+            parser.add_argument("--model", required=True)
+            parser.parse_args([])
+        def run(mini_batch): pass
+    """
+        + ("    parse()" if stage == "import" else "    init = parse")
+    )
+    node.start(init_failures_allowed=1)
+
+    error = node.event("start_failed")["error"]
+
+    assert (error["type"], error["stage"]) == ("SystemExit", stage)
+    assert "the following arguments are required: --model" in error["message"]
 
 
 def test_an_interpreter_that_does_not_exist_is_a_failed_start_that_names_it(node):
@@ -119,11 +146,12 @@ def test_a_stop_ends_busy_idle_and_starting_processes(node):
     running, queued, last = node.ranks(index=0), node.ranks(index=1), node.ranks(index=2)
     node.read_when_there("began0")
 
-    go(node, 0)
-    assert node.stop() == 0
+    node.send(channel.pack(channel.STOP))
+    assert [node.answer(tag).finished for tag in (queued, last)] == [0, 0]
+    go(node, 0)  # only now: else the queued one may have begun before the stop
+    assert node.wait() == 0
 
     assert node.answers[running].outcomes == ["succeeded"]
-    assert [node.answers[tag].finished for tag in (queued, last)] == [0, 0]
 
 
 def test_a_shutdown_that_is_stuck_is_killed(node):
@@ -136,17 +164,69 @@ def test_a_shutdown_that_is_stuck_is_killed(node):
 
     assert node.event("process_ended")["reason"] == "timeout"
     assert "shutdown() took longer than 0.3" in node.log("error")
+    error = node.event("shutdown_failed")["error"]
+    assert (error["type"], error["stage"]) == ("TimedOut", "shutdown")
+    assert error["where"] == "score.py:3 in shutdown"
 
 
-def test_a_shutdown_that_raises_is_logged(node):
-    """An exception of shutdown() changes no result; its stack trace is in the error log (R60)."""
-    node.script("def run(x): return [1]\ndef shutdown(): raise ValueError('late')")
+@pytest.mark.parametrize("works_before", [True, False])
+@pytest.mark.parametrize(
+    ("text", "type_", "word"),
+    [
+        ("raise ValueError('late')", "ValueError", "late"),
+        ("sys.exit('too late')", "SystemExit", "too late"),
+        ("os.kill(os.getpid(), 9)", "ProcessDied", "SIGKILL"),
+    ],
+)
+def test_a_shutdown_that_fails_is_told(node, text, type_, word, works_before):
+    """A failure of shutdown() changes no result; it is an event and in the error log, and no failed start (R60)."""
+    node.script(f"import os, sys\ndef run(x): return [1]\ndef shutdown(): {text}")
     node.start()
-    assert node.run({"rank": 0}).outcomes == ["succeeded"]
+    node.event("process_ready")
+    if works_before:
+        assert node.run({"rank": 0}).outcomes == ["succeeded"]
 
     assert node.stop() == 0
 
-    assert "ValueError: late" in node.log("error")
+    (event,) = node.named("shutdown_failed")
+    assert event["process"] == "process000"
+    error = event["error"]
+    assert (error["type"], error["stage"]) == (type_, "shutdown")
+    assert word in error["message"]
+    assert word in node.log("error")
+    assert not node.named("start_failed")
+
+
+def test_a_bundle_that_lasts_too_long_ends_early(node):
+    """After a second a bundle ends with what is finished, so that it is told soon; the process goes on."""
+    node.script("""
+        import os, time
+        def run(mini_batch):
+            if mini_batch.task_id == 1:
+                time.sleep(1.1)
+            return [os.getpid()]
+    """)
+    node.start()
+    node.event("process_ready")
+    long, after = node.ranks(4), node.ranks(3, index=4)
+
+    began = time.monotonic()
+    answer = node.answer(long)
+    assert time.monotonic() - began < 5
+
+    assert (answer.outcomes, answer.finished) == (["succeeded"] * 2, 2)
+    following = node.answer(after)
+    assert (following.outcomes, following.finished) == (["succeeded"] * 3, 3)
+    assert {*answer.rows, *following.rows} == {answer.rows[0]}
+    assert not node.named("process_ended")
+    assert [entry for entry in node.order if entry[1] in (long, after)] == [
+        ("bundle_started", long),
+        *[("result", long, position) for position in range(2)],
+        ("end", long),
+        ("bundle_started", after),
+        *[("result", after, position) for position in range(3)],
+        ("end", after),
+    ]
 
 
 def test_the_next_bundle_goes_back_to_the_front_when_its_process_dies(node):

@@ -239,7 +239,7 @@ def test_yaml_loses_nothing(tmp_path):
         run_invocation_timeout=0.5,
         run_max_try=1,
         source_limits=("1GB", 5000),
-        description="two\nlines",
+        description="two\nlines, a\x85b",
     )
     config.save_to_yaml(tmp_path / "config.yml")
 

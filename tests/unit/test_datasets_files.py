@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import pickle
 import subprocess
@@ -98,6 +99,36 @@ def test_links_are_followed_once(tmp_path):
 
     assert listed(FileDataset.from_files(tmp_path / "linked"), tmp_path) == ["linked/a.txt"]
     assert listed(FileDataset.from_files(tmp_path / "b.txt"), tmp_path) == ["b.txt"]
+
+
+def test_a_glob_goes_round_no_circle(tmp_path):
+    """`**` finds a file once, not once for each time round a link to a folder above (and two links end, too)."""
+    make_files(tmp_path, "in/a.txt", "in/sub/b.txt", "in/.hidden/c.txt")
+    (tmp_path / "in" / "self").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "linked").symlink_to(tmp_path / "in" / "sub")
+
+    def found(pattern):
+        return listed(FileDataset.from_files(str(tmp_path / pattern)), tmp_path)
+
+    assert found("in/**/*.txt") == found("in/**") == ["in/a.txt", "in/sub/b.txt"]
+    assert found("i*/**/sub/**/*") == ["in/sub/b.txt", "in/sub/up/a.txt"]
+    assert found("in/**/**/a.txt") == ["in/a.txt"]
+    assert found("in/sub/**") == ["in/sub/b.txt", "in/sub/up/a.txt"]
+    assert found("linked/**/b.txt") == ["linked/b.txt"]
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_pointed_out(tmp_path):
+    """A glob below `run[1]` matches nothing; the error says how to name that folder."""
+    make_files(tmp_path, "run[1]/a.txt")
+    folder = str(tmp_path / "run[1]")
+
+    with pytest.raises(DatasetError, match="matches no file") as caught:
+        FileDataset.from_files(f"{folder}/*.txt").list_files()
+
+    assert f"glob.escape({folder!r})" in str(caught.value)
+    escaped = FileDataset.from_files(f"{glob.escape(folder)}/*.txt")
+    assert listed(escaped, tmp_path) == ["run[1]/a.txt"]
 
 
 @pytest.mark.parametrize("wanted", ["missing.txt", "missing/*.txt", "empty", "*.png", "broken"])

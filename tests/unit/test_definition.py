@@ -66,7 +66,8 @@ def test_linux_only(make, monkeypatch):
 
 SCRIPTS = [
     ("def run(mini_batch): ...", True, "a function"),
-    ("async def run(mini_batch): ...", True, "an async function"),
+    ("@wrap\nasync def run(mini_batch): ...", True, "what a decorator makes of it is not known"),
+    ("run = 5", False, "a constant is no function"),
     ("run = print", True, "an assignment"),
     ("run, other = print, len", True, "one of several"),
     ("run: object = print", True, "an annotated assignment"),
@@ -96,6 +97,14 @@ def test_scripts_need_run(make, tmp_path, source, accepted, reason):
         make().validate()
         return
     with pytest.raises(EntryScriptError, match=r"score\.py defines no run\(\)"):
+        make().validate()
+
+
+def test_an_async_run_is_refused(make, tmp_path):
+    """An async `run` would return a coroutine for every mini-batch: refused before anything starts (R2, R10)."""
+    (tmp_path / "scripts" / "score.py").write_text("async def run(mini_batch): ...")
+
+    with pytest.raises(EntryScriptError, match="async"):
         make().validate()
 
 

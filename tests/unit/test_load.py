@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prefect_parallelrun.datasets import TabularDataset
@@ -94,6 +96,7 @@ def late(tmp_path, monkeypatch, value, header="a,b\n", good="1,2\n"):
         ("1,x y", "column 'b' is int64, and 'x y' does not fit; if it should, create the dataset with column_types={'b': 'string'}"),
         (",2", "column 'a' is int64, and no value does not fit; if it should, create the dataset with column_types={'a': 'float64'}"),
         ("1,2,3", "it has 3 values, and the dataset has 2 columns"),
+        ("0x1F,2", "column 'a' is int64, and '0x1F' does not fit; if it should, create the dataset with column_types={'a': 'string'}"),
         ("1", "it has 1 values, and the dataset has 2 columns"),
         ('1,"2', "a quoted value goes on over the end of its line; create the dataset with support_multi_line=True"),
     ],
@@ -160,6 +163,76 @@ def test_a_json_line_that_does_not_fit_is_found(tmp_path, monkeypatch, line, sai
     (message,) = failure(TabularDataset.from_json_lines_files(path), "10KB", tmp_path)
 
     assert message.startswith(f"{path}, row 20,001: {said}")
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize("multi_line", [True, False])
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "large.csv"])
+def test_line_ends_of_cr_alone_are_refused(tmp_path, header, multi_line, name):
+    """A file whose lines end in CR alone would be all header: it is refused, by name, before any work."""
+    path = tmp_path / name
+    text = b"a,b\r" + b"1,2\r" * (200_000 if name == "large.csv" else 3)
+    path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    dataset = TabularDataset.from_delimited_files(
+        path, header=header, support_multi_line=multi_line
+    )
+
+    with pytest.raises(DatasetError, match=rf"{name}: its lines end in CR alone; convert"):
+        planned(dataset, 100, tmp_path)
+
+
+def test_other_returns_are_no_line_ends_of_their_own(tmp_path):
+    """CR before LF, after the last row, or inside quotes is fine; in a file looked at late the mini-batch fails."""
+    path = tmp_path / "a.csv"
+    for text in (
+        b"a,b\r\n1,2\r\n",
+        b"a,b\n1,2\r",
+        b'\xef\xbb\xbf\r\n"x\ry",b\r\n1,2\r\n',
+        b"a,b\r",
+    ):
+        path.write_bytes(text)
+        dataset = TabularDataset.from_delimited_files(path, support_multi_line=True)
+        rows = len(text.split(b"\n1,")) - 1
+        assert len(dataset.to_pandas_dataframe()) == rows
+        assert failure(dataset, 100, tmp_path) == []
+
+    path.write_bytes(b"a,b\n1,2\n")
+    reader, works = planned(TabularDataset.from_delimited_files(path), 100, tmp_path)
+    path.write_bytes(b"a,b\r1,2\r")
+    with pytest.raises(LoadError, match=r"a\.csv: its lines end in CR alone"):
+        load(works[0], reader)
+
+
+def test_a_header_in_another_encoding_is_named(tmp_path):
+    """A header that is not in the encoding it was said to be is an error of the dataset."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"Z\xfcrich\n1\n")
+
+    with pytest.raises(DatasetError, match=r"a\.csv: .*encoding="):
+        planned(TabularDataset.from_delimited_files(path), 100, tmp_path)
+
+
+def test_a_parquet_integer_that_a_float_cannot_hold_is_found(tmp_path):
+    """Beside a gap an id of 17 digits would be rounded: it fails its mini-batch, by file, row and column (R111)."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": [1, 2, None, 4, 5, 2**53 + 1, 7]})
+    pq.write_table(table, path, row_group_size=2)
+
+    (message,) = failure(TabularDataset.from_parquet_files(path), 1, tmp_path)
+
+    assert message.startswith(f"{path}, row 6: column 'id' is double")
+    assert "9007199254740993 would be rounded" in message
+
+
+def test_a_parquet_gap_that_nobody_saw_is_found(tmp_path, monkeypatch):
+    """In a file that was not looked at, a gap in a column of integers fails its mini-batch (R111)."""
+    monkeypatch.setattr("prefect_parallelrun.datasets.sampling.MAX_FILES", 2)
+    for name, values in (("a", [1, 2]), ("b", [1, 2, None]), ("c", [3])):
+        pq.write_table(pa.table({"id": values}), tmp_path / f"{name}.parquet", row_group_size=2)
+
+    (message,) = failure(TabularDataset.from_parquet_files(tmp_path), 1, tmp_path)
+
+    assert message.startswith(f"{tmp_path}/b.parquet, row 3: column 'id' is int64")
 
 
 def test_damaged_and_shortened_files_are_named(tmp_path):

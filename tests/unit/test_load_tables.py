@@ -402,7 +402,7 @@ def test_parquet_dtypes_are_the_same_in_every_row_group(tmp_path):
 
 
 def test_a_data_frame_comes_back_as_it_was(tmp_path):
-    """The dtypes of a DataFrame are those of its mini-batches; its index is left out (R7)."""
+    """The dtypes of a DataFrame are those of its mini-batches, but categories are values; its index is left out (R7)."""
     frame = pd.DataFrame(
         {
             "i8": np.arange(100, dtype="int8"),
@@ -421,7 +421,10 @@ def test_a_data_frame_comes_back_as_it_was(tmp_path):
     frames = loaded(dataset, 300, tmp_path)
 
     assert len(frames) > 5
-    assert same_dtypes(frames) == dict(zip(frame.columns, map(str, frame.dtypes), strict=True))
+    expected = dict(zip(frame.columns, map(str, frame.dtypes), strict=True))
+    expected["category"] = str(frame["category"].cat.categories.dtype)
+    assert same_dtypes(frames) == expected
+    assert same_dtypes([dataset.to_pandas_dataframe()]) == expected
     got = joined(frames)
     assert got["i8"].tolist() == list(range(100))
     assert got["list"].map(list).tolist() == frame["list"].tolist()
@@ -461,3 +464,106 @@ def test_take_and_the_whole_table(tmp_path):
         pd.testing.assert_frame_equal(dataset.take(45).to_pandas_dataframe(), frame.head(45))
         taken = joined(loaded(dataset.take(45), "1KB", tmp_path))
         pd.testing.assert_frame_equal(taken, frame.head(45))
+
+
+LONG = 2**53 + 1
+"""The first whole number that is no float64."""
+
+
+def write_groups(path, groups, **settings):
+    """Write a column `id` of int64 in the given row groups."""
+    schema = pa.schema([("id", pa.int64())])
+    with pq.ParquetWriter(path, schema, **settings) as writer:
+        for group in groups:
+            writer.write_table(pa.table({"id": group}, schema))
+
+
+@pytest.mark.parametrize(
+    ("groups", "settings"),
+    [
+        ([[], [LONG, 2]], {}),
+        ([[LONG], [2]], {"write_statistics": False}),
+    ],
+    ids=["an empty row group", "no statistics"],
+)
+def test_parquet_integers_without_gaps_are_never_rounded(tmp_path, groups, settings):
+    """What a footer does not tell of is no gap: ids stay int64, to the last digit (R111)."""
+    write_groups(tmp_path / "a.parquet", groups, **settings)
+    dataset = TabularDataset.from_parquet_files(tmp_path)
+
+    frames = loaded(dataset, 1, tmp_path)
+
+    assert same_dtypes(frames) == {"id": "int64"}
+    assert joined(frames)["id"].tolist() == [LONG, 2]
+    assert dataset.to_pandas_dataframe()["id"].tolist() == [LONG, 2]
+
+
+def test_parquet_gaps_are_found_without_statistics(tmp_path):
+    """Where footers do not count gaps, the columns themselves are looked at (R111)."""
+    table = pa.table({"id": [1, 2, None], "a.b": [1, 2, 3], "t": [True, True, None]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1, write_statistics=False)
+
+    frames = loaded(TabularDataset.from_parquet_files(tmp_path), 1, tmp_path)
+
+    assert same_dtypes(frames) == {"id": "float64", "a.b": "int64", "t": "object"}
+
+
+def test_parquet_categories_are_values(tmp_path):
+    """Files with other categories in a column, or in another order, give one dtype: that of the values (R111)."""
+    for name, values in (("a", ["a", "b"]), ("b", ["z", None])):
+        frame = pd.DataFrame({"c": pd.Categorical(values), "n": pd.Categorical([1, 2])})
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+
+    dataset = TabularDataset.from_parquet_files(tmp_path)
+    frames = loaded(dataset, 1, tmp_path)
+
+    text = str(pd.Series(["a"]).dtype)
+    assert same_dtypes(frames) == {"c": text, "n": "int64"}
+    assert joined(frames)["c"].tolist()[:3] == ["a", "b", "z"]
+    assert same_dtypes([dataset.to_pandas_dataframe()]) == {"c": text, "n": "int64"}
+
+
+def test_categories_of_a_data_frame_are_values(tmp_path):
+    """Categories of numbers and truth values have the same dtypes in run() as on the user's machine, gaps or not (R7)."""
+    frame = pd.DataFrame(
+        {
+            "n": pd.Categorical([1, 2, 1, 2]),
+            "gap": pd.Categorical([LONG, None, LONG, 1]),
+            "truth": pd.Categorical([True, None, False, True]),
+            "real": pd.Categorical([0.5, None, 1.5, 0.5]),
+        }
+    )
+    dataset = TabularDataset.from_pandas_dataframe(frame)
+
+    frames = loaded(dataset, 20, tmp_path)
+
+    assert len(frames) > 1
+    dtypes = {"n": "int64", "gap": "Int64", "truth": "boolean", "real": "float64"}
+    assert same_dtypes(frames) == same_dtypes([dataset.to_pandas_dataframe()]) == dtypes
+    assert joined(frames)["gap"].tolist() == [LONG, pd.NA, LONG, 1]
+    assert frame["n"].dtype == "category"
+
+
+def test_text_like_0x1f_is_text(tmp_path):
+    """Identifiers that only Arrow takes for hexadecimal numbers stay what they are (R111)."""
+    path = tmp_path / "a.csv"
+    path.write_text("id,n,m\n0x1F,1, 0X2\n0x20,2,3\n")
+
+    frames = loaded(TabularDataset.from_delimited_files(path), 10, tmp_path)
+
+    same_dtypes(frames)
+    assert joined(frames).to_dict("list") == {
+        "id": ["0x1F", "0x20"],
+        "n": [1, 2],
+        "m": [" 0X2", "3"],
+    }
+
+
+def test_parquet_files_of_no_bytes_are_left_out(tmp_path):
+    """A folder as Spark leaves it, with an empty `_SUCCESS`, is read like others."""
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "part-0.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    dataset = TabularDataset.from_parquet_files(tmp_path)
+
+    assert joined(loaded(dataset, 1, tmp_path))["a"].tolist() == [1, 2]
+    assert dataset.take(2).to_pandas_dataframe()["a"].tolist() == [1, 2]

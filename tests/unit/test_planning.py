@@ -20,8 +20,9 @@ from prefect_parallelrun.datasets.sizes import (
     parse_size,
 )
 from prefect_parallelrun.errors import ConfigError, DatasetError
-from prefect_parallelrun.planning import make_plan
+from prefect_parallelrun.planning import make_plan, multi_line
 from prefect_parallelrun.planning.file_cuts import cut_files
+from prefect_parallelrun_runtime.load import LoadError, load
 
 
 def plan(dataset, size, tmp_path):
@@ -260,3 +261,83 @@ def test_files_with_other_columns_are_refused_by_name(tmp_path):
     (tmp_path / "b.parquet").write_text("no Parquet")
     with pytest.raises(DatasetError, match=r"b\.parquet"):
         plan(TabularDataset.from_parquet_files(str(tmp_path / "*.parquet")), 10, tmp_path)
+
+
+def test_a_file_that_vanishes_while_it_is_cut_costs_its_own_mini_batch(tmp_path):
+    """Values with newlines: the scan of a file that is gone gives a mini-batch that says so; the others are cut."""
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text("x\n" + "1\n" * 20)
+    dataset = TabularDataset.from_delimited_files(tmp_path, support_multi_line=True)
+    made = plan(dataset, 10, tmp_path)
+    before = [b.work for b in made if not b.work["path"].endswith("b.csv")]
+
+    (tmp_path / "b.csv").unlink()
+
+    works = [b.work for b in made]
+    (lost,) = [work for work in works if work["path"].endswith("b.csv")]
+    assert [work for work in works if work is not lost] == before
+    with pytest.raises(LoadError, match=r"b\.csv vanished"):
+        load(lost, made.readers[0])
+
+
+def test_a_scan_that_stops_in_the_middle_plans_the_rest_as_one(tmp_path, monkeypatch):
+    """What was planned before the error is not planned again: no row twice (R24)."""
+    path = tmp_path / "a.csv"
+    path.write_text("x\n" + "1\n" * 50)
+    whole = multi_line.ranges
+
+    def failing(*arguments):
+        yield from itertools.islice(whole(*arguments), 2)
+        raise OSError("read error")
+
+    monkeypatch.setattr(multi_line, "ranges", failing)
+    made = plan(TabularDataset.from_delimited_files(path, support_multi_line=True), 20, tmp_path)
+
+    assert sum(load(b.work, made.readers[0]).items for b in made) == 50
+
+
+def test_a_parquet_file_that_vanishes_before_it_is_cut_costs_its_own_mini_batch(
+    tmp_path, monkeypatch
+):
+    """The same for Parquet files whose footers are read while mini-batches are made."""
+    monkeypatch.setattr("prefect_parallelrun.datasets.sampling.MAX_FILES", 2)
+    for name in "abc":
+        pq.write_table(pa.table({"x": range(100)}), tmp_path / f"{name}.parquet", row_group_size=50)
+    made = plan(TabularDataset.from_parquet_files(tmp_path), 1, tmp_path)
+    assert len(list(made)) == 6
+
+    (tmp_path / "b.parquet").unlink()
+
+    works = [b.work for b in made]
+    assert len(works) == 5
+    (lost,) = [work for work in works if work["path"].endswith("b.parquet")]
+    with pytest.raises(LoadError, match=r"b\.parquet vanished"):
+        load(lost, made.readers[0])
+
+
+def test_the_number_of_mini_batches_is_known_without_reading(tmp_path, monkeypatch):
+    """Arithmetic and footers that were read anyway give the number; where only a scan would, it is not known."""
+    monkeypatch.setattr("prefect_parallelrun.datasets.sampling.MAX_FILES", 2)
+    csv, folder = tmp_path / "a.csv", tmp_path / "parquet"
+    csv.write_text("x\n" + "1\n" * 20)
+    folder.mkdir()
+    for name in "ab":
+        pq.write_table(pa.table({"x": range(100)}), folder / f"{name}.parquet", row_group_size=50)
+    some = TabularDataset.from_parquet_files(folder)
+    plans = [
+        plan(FileDataset.from_files(csv), 1, tmp_path),
+        plan(TabularDataset.from_delimited_files(csv), 10, tmp_path),
+        plan(TabularDataset.from_delimited_files(csv).take(2), 10, tmp_path),
+        plan(some, 1, tmp_path),
+        plan(TabularDataset.from_pandas_dataframe(pd.DataFrame({"x": [1]})), 10, tmp_path),
+        make_plan([], [], mini_batch_size=None, scratch=tmp_path, rank_mini_batch_count=3),
+    ]
+    assert [made.known_count for made in plans] == [len(list(made)) for made in plans]
+
+    scanned = plan(TabularDataset.from_delimited_files(csv, support_multi_line=True), 10, tmp_path)
+    pq.write_table(pa.table({"x": range(100)}), folder / "c.parquet", row_group_size=50)
+    unread = [plan(some, 1, tmp_path), scanned]
+    csv.unlink()
+    (folder / "b.parquet").unlink()
+    assert [made.known_count for made in unread] == [None, None]
+    assert plan(some, "1MB", tmp_path).known_count == 2

@@ -24,7 +24,6 @@ def result(folder: Path, **changes) -> ParallelRunResult:
         "mini_batches": Counts(total=3, succeeded=3),
         "items": Counts(total=30, succeeded=30),
         "attempts": 3,
-        "rows": 30,
         "started_at": datetime(2026, 8, 4, 10, 0, 0, 123456, tzinfo=UTC),
         "ended_at": datetime(2026, 8, 4, 10, 5, tzinfo=UTC),
         "logs_directory": str(folder / "logs"),

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import Error, Result, Settings, Task
 
 
+_BUNDLE_LIMIT_S = 1.0
+"""A bundle that has lasted longer ends early: its results reach the driver only with its end, and what
+is left of it may suit others. Twice the half second that bundles aim at."""
+
+
 class Failed(Exception):
     """An attempt failed; the record says why."""
 
@@ -40,18 +45,23 @@ class Attempts:
         self._fd = channel_fd
         self._pid = os.getpid()
         self._ahead: tuple[tuple[int, int], ahead.Ahead] | None = None
-        self._error_file = settings["files"]["error"].replace("{process}", settings["process"])
+        self._error_file = failures.process_file(settings, "error")
 
     def serve(self) -> None:
         """Work until the supervisor says stop."""
         while (work := self._inbox.next()) is not None:
+            began = time.monotonic()
             for position, task in enumerate(work.tasks):
-                self._run_one(work, position, task)
+                if self._run_one(work, position, task, began):
+                    break
             self._page.set(page.IDLE)
             if not work.tasks:
-                send(self._fd, self._bundle_end(work))
+                send(self._fd, self._bundle_end(work, 0))
+            if self._ahead is not None and self._ahead[0][0] == work.tag:
+                self._ahead = None  # of the rest of a bundle that ended early
 
-    def _run_one(self, work: inbox.Work, position: int, task: Task) -> None:
+    def _run_one(self, work: inbox.Work, position: int, task: Task, bundle_began: float) -> bool:
+        """Run one mini-batch and send its result; return whether the bundle ended with it."""
         header: Result = {
             "position": position,
             "process": self._settings["process"],
@@ -71,16 +81,23 @@ class Attempts:
             header["outcome"], header["error"] = "failed", failed.error
             end = failed.ends_process
             self._write_down(task, failed.error)
-        self._page.set(page.SENDING, work.tag, position, header["items"])
-        header["elapsed_s"] = round(time.monotonic() - picked_up, 6)
+        now = self._page.set(page.SENDING, work.tag, position, header["items"])
+        header["elapsed_s"] = round(now - picked_up, 6)
         header["cpu_s"] = round(time.process_time() - cpu, 6)
         frame = channel.pack(channel.RESULT, work.tag, header, data)
-        if position == len(work.tasks) - 1:
-            frame += self._bundle_end(work)
-        send(self._fd, frame)
+        finished = position + 1
         if end is not None:
+            send(self._fd, frame)
+            # Before the bundle's end is sent: so the supervisor, which looks then, gives it no other.
             self._page.set(page.ENDING)
+            send(self._fd, self._bundle_end(work, finished))
             raise end
+        is_last = finished == len(work.tasks)
+        if is_last or "error" in header or now - bundle_began > _BUNDLE_LIMIT_S:
+            send(self._fd, frame + self._bundle_end(work, finished))
+            return True
+        send(self._fd, frame)
+        return False
 
     def _load(self, work: inbox.Work, position: int, task: Task) -> load.Loaded:
         self._page.set(page.LOADING, work.tag, position)
@@ -107,13 +124,13 @@ class Attempts:
         try:
             returned = self._entry.run(*arguments)
         except BaseException as error:
-            self._leave_if_forked(error)
+            leave_if_forked(self._pid, error)
             ending = _ending(error)
             category = "exception" if ending is None else "exit"
             raise Failed(self._describe(error, "run", category), ending) from None
         finally:
             header["run_s"] = round(time.monotonic() - began, 6)
-        self._leave_if_forked(None)
+        leave_if_forked(self._pid)
         self._page.set(page.ENCODING, work.tag, position, loaded.items)
         return self._encode(returned, header)
 
@@ -150,15 +167,8 @@ class Attempts:
         inputs = self._settings["inputs"]
         return inputs[task[2]] if 0 <= task[2] < len(inputs) else {}
 
-    def _leave_if_forked(self, error: BaseException | None) -> None:
-        # A child that the script forked, and that came back out of run(), is not this process: it
-        # must not answer in its place.
-        if os.getpid() != self._pid:
-            os._exit(_exit_code(error))
-
     def _describe(self, error: BaseException, stage: str, category: str) -> Error:
-        source = self._settings["source_folder"]
-        return failures.describe(error, stage=stage, source_folder=source, category=category)
+        return failures.describe(error, self._settings, stage=stage, category=category)
 
     def _place_of_run(self) -> str:
         code = getattr(self._entry.run, "__code__", None)
@@ -171,14 +181,23 @@ class Attempts:
         heading = failures.heading(task, error["stage"])
         failures.append_to_log(self._error_file, heading, error, failures.first_items(task[3]))
 
-    def _bundle_end(self, work: inbox.Work) -> bytes:
-        header = {"finished": len(work.tasks), "process": self._settings["process"]}
+    def _bundle_end(self, work: inbox.Work, finished: int) -> bytes:
+        header = {"finished": finished, "process": self._settings["process"]}
         return channel.pack(channel.BUNDLE_END, work.tag, header)
 
 
 def _ending(error: BaseException) -> BaseException | None:
     """Return `error` if it is meant to end the process."""
     return error if isinstance(error, (SystemExit, KeyboardInterrupt)) else None
+
+
+def leave_if_forked(pid: int, error: BaseException | None = None) -> None:
+    """End a child that the script forked and that came back out of the script; `pid` is the worker process.
+
+    The child is not this process, and must not read or answer in its place.
+    """
+    if os.getpid() != pid:
+        os._exit(_exit_code(error))
 
 
 def _exit_code(error: BaseException | None) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prefect_parallelrun_runtime import failures, page
 
 if TYPE_CHECKING:
-    from prefect_parallelrun_runtime.messages import Error
+    from prefect_parallelrun_runtime.messages import Error, Settings
 
 DOING = {
     page.STARTING: "the script was imported",
@@ -27,6 +27,7 @@ DOING = {
 STAGES = {
     page.STARTING: "import",
     page.INIT: "init",
+    page.IDLE: "idle",
     page.LOADING: "load",
     page.RUNNING: "run",
     page.ENCODING: "result",
@@ -91,7 +92,7 @@ class Register:
         return Death(status, peak_kb, by_memory)
 
 
-def of_process(death: Death, phase: int, stderr_file: str) -> Error:
+def of_process(death: Death, phase: int, stderr_file: str, settings: Settings) -> Error:
     """Return the error of a mini-batch, or of a start, that a death ended."""
     while_ = f"while {DOING.get(phase, DOING[page.IDLE])}"
     if death.reason == "memory":
@@ -100,27 +101,28 @@ def of_process(death: Death, phase: int, stderr_file: str) -> Error:
         how = f"was killed by signal {_signal(os.WTERMSIG(death.status))} {while_}"
     else:
         how = f"ended with exit code {os.waitstatus_to_exitcode(death.status)} {while_}"
-    tail = _end_of(stderr_file)
-    return {
-        "category": death.reason,
-        "type": "ProcessDied",
-        "message": f"the worker process {how}",
-        "where": "",
-        "traceback": f"The end of {stderr_file}:\n{tail}" if tail else "",
-        "stage": STAGES.get(phase, "run"),
-    }
+    tail = failures.end_of(stderr_file, _TAIL)
+    return failures.record(
+        settings,
+        category=death.reason,
+        type_="ProcessDied",
+        message=f"the worker process {how}",
+        trace=f"The end of {stderr_file}:\n{tail}" if tail else "",
+        stage=STAGES.get(phase, STAGES[page.IDLE]),
+    )
 
 
-def of_timeout(phase: int, words: str, stacks: str, source_folder: str) -> Error:
+def of_timeout(phase: int, words: str, stacks: str, settings: Settings) -> Error:
     """Return the error of what took too long; `stacks` is where it was when that was noticed."""
-    return {
-        "category": "timeout",
-        "type": "TimedOut",
-        "message": words,
-        "where": _where(stacks, source_folder),
-        "traceback": f"Stacks of all threads at that moment:\n{stacks}" if stacks else "",
-        "stage": STAGES[phase],
-    }
+    return failures.record(
+        settings,
+        category="timeout",
+        type_="TimedOut",
+        message=words,
+        where=_where(stacks, settings["source_folder"]),
+        trace=f"Stacks of all threads at that moment:\n{stacks}" if stacks else "",
+        stage=STAGES[phase],
+    )
 
 
 def oom_kills() -> int:
@@ -172,12 +174,3 @@ def _where(stacks: str, source_folder: str) -> str:
             if found:
                 return found
     return ""
-
-
-def _end_of(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - _TAIL))
-            return file.read().decode(errors="replace").strip()
-    except OSError:
-        return ""

@@ -90,18 +90,8 @@ def _names(path: str, header: list[str] | None, reader: dict[str, Any]) -> list[
         return expected
     names = text_files.column_names(header)
     if sorted(names) != sorted(expected):
-        raise LoadError(f"{path}: {other_header(names, expected)}")
+        raise LoadError(f"{path}: {typed_tables.other_columns(names, expected)}")
     return names
-
-
-def other_header(names: list[str], expected: list[str]) -> str:
-    """Say how a header differs from the one that the dataset has."""
-    missing = [name for name in expected if name not in names]
-    extra = [name for name in names if name not in expected]
-    parts = [
-        f"{word} {some[:10]!r}" for word, some in (("lacks", missing), ("adds", extra)) if some
-    ]
-    return f"its header is not that of the first file: it {' and '.join(parts)}"
 
 
 def _fitted(data: bytes, names: list[str], reader: dict[str, Any]) -> Any:
@@ -117,13 +107,15 @@ def _fitted(data: bytes, names: list[str], reader: dict[str, Any]) -> Any:
     schema = typed_tables.schema(columns)
     types = {field.name: field.type for field in schema}
 
-    def read(part: bytes, only: dict[str, Any] = types) -> Any:
+    def read(part: bytes = data, only: dict[str, Any] = types) -> Any:
         return parse(part, separator, names, only, multi_line=multi_line)
 
     try:
-        table = read(data)
+        table = read()
     except pa.ArrowInvalid as error:
         raise _explained(error, data, read, names, reader) from None
+    if b"0x" in data or b"0X" in data:
+        _check_hexadecimal(read, columns)
     if names != order:
         table = table.select(order)
     typed_tables.check_nulls(table, columns)
@@ -169,6 +161,34 @@ def parse(
             strings_can_be_null=True,
         ),
     )
+
+
+def first_hexadecimal(text: Any) -> int | None:
+    """Return the row of the first text, in an Arrow column of such, that begins as `0x1F` does.
+
+    Arrow takes these for whole numbers, which nobody else does: they are mostly identifiers.
+    """
+    import pyarrow.compute as pc
+
+    row: int = pc.index(pc.match_substring_regex(text, r"^\s*0[xX]"), True).as_py()
+    return None if row < 0 else row
+
+
+def _check_hexadecimal(read: Callable[..., Any], columns: Columns) -> None:
+    import pyarrow as pa
+
+    whole_numbers = [name for name, kind in columns if kind == "int64"]
+    if not whole_numbers:
+        return
+    texts = read(only=dict.fromkeys(whole_numbers, pa.string()))
+    found = [
+        (row, name)
+        for name in whole_numbers
+        if (row := first_hexadecimal(texts.column(name))) is not None
+    ]
+    if found:
+        row, name = min(found)
+        raise Unfit(row, bad_value(name, texts.column(name)[row].as_py(), "int64"))
 
 
 def _check_quotes(data: bytes, separator: int, multi_line: bool) -> None:

@@ -46,9 +46,23 @@ def encode(result: Any, output_action: str, append_row: AppendRow) -> Encoded:
 
 
 def _lines(elements: Iterable[Any]) -> bytes:
-    text = "".join([f"{element!s}\n" for element in elements])
+    """Return one line per element; only a newline inside a text breaks its line, as in Azure."""
+    text = "".join([f"{text}\n" for text in _texts(elements)])
     # File names that are not UTF-8 come as surrogates, and leave as the bytes that they were.
     return text.encode("utf-8", "surrogateescape")
+
+
+def _texts(elements: Iterable[Any]) -> list[str]:
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return [str(element) for element in elements]
+    array = numpy.ndarray
+    # Else an array with many elements is cut into lines, and one with very many loses its middle.
+    with numpy.printoptions(linewidth=sys.maxsize, threshold=sys.maxsize):
+        return [
+            str(element).replace("\n", " ") if isinstance(element, array) else str(element)
+            for element in elements
+        ]
 
 
 def _is_table(result: Any) -> bool:

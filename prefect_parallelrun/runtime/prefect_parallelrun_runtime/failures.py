@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect_parallelrun_runtime.messages import Error
+    from prefect_parallelrun_runtime.messages import Error, Settings
 
 _OURS = os.path.dirname(os.path.abspath(__file__))
 _MESSAGE_LIMIT = 8_000
 _TRACEBACK_LIMIT = 64_000
+_STDERR_SHOWN = 2_000
 _ITEMS_SHOWN = 3
 
 
+def record(
+    settings: Settings,
+    *,
+    category: str,
+    type_: str,
+    message: str,
+    where: str = "",
+    trace: str,
+    stage: str,
+) -> Error:
+    """Return the record of a failure; every one is made here.
+
+    Its stack trace names the user's own source files: the snapshot is gone when somebody reads it.
+    """
+    users = settings.get("source_directory", "")
+    if users:
+        trace = trace.replace(os.path.join(settings["source_folder"], ""), os.path.join(users, ""))
+    return {
+        "category": category,
+        "type": type_,
+        "message": shorten(message, _MESSAGE_LIMIT),
+        "where": where,
+        "traceback": shorten(trace, _TRACEBACK_LIMIT),
+        "stage": stage,
+    }
+
+
 def describe(
-    exc: BaseException, *, stage: str, source_folder: str, category: str = "exception"
+    exc: BaseException, settings: Settings, *, stage: str, category: str = "exception"
 ) -> Error:
     """Return the record of an exception, its stack trace without frames of ours."""
     if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
@@ -30,14 +60,34 @@ def describe(
         Exception
     ) as broken:  # an exception that cannot be shown must not hide that there was one
         text = f"{type(exc).__name__} (its stack trace cannot be shown: {type(broken).__name__})\n"
-    return {
-        "category": category,
-        "type": type(exc).__qualname__,
-        "message": shorten(_message(exc), _MESSAGE_LIMIT),
-        "where": _where(exc, trace, source_folder),
-        "traceback": shorten(text, _TRACEBACK_LIMIT),
-        "stage": stage,
-    }
+    message = _message(exc)
+    if isinstance(exc, SystemExit) and (told := _told_on_stderr(settings)):
+        # "2" says nothing; what argparse has against the arguments, for one, stands there.
+        message += f"\nThe end of its stderr:\n{told}"
+    return record(
+        settings,
+        category=category,
+        type_=type(exc).__qualname__,
+        message=message,
+        where=_where(exc, trace, settings["source_folder"]),
+        trace=text,
+        stage=stage,
+    )
+
+
+def process_file(settings: Settings, kind: str) -> str:
+    """Return the path of a worker process's log file, `kind` being a key of `messages.Files`."""
+    return settings["files"][kind].replace("{process}", settings["process"])  # type: ignore[literal-required,no-any-return]
+
+
+def end_of(path: str, limit: int) -> str:
+    """Return the last `limit` bytes of a text file, stripped; nothing when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - limit))
+            return file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def append_to_log(path: str, heading: str, error: Error, items: list[str]) -> None:
@@ -86,6 +136,13 @@ def place(file_name: str, line: int, function: str, source_folder: str) -> str:
     if not file_name.startswith(source_folder + os.sep):
         return ""
     return f"{file_name[len(source_folder) + 1 :]}:{line} in {function}"
+
+
+def _told_on_stderr(settings: Settings) -> str:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # the script may have closed or replaced it
+            stream.flush()
+    return end_of(process_file(settings, "stderr"), _STDERR_SHOWN)
 
 
 def _message(exc: BaseException) -> str:

@@ -46,6 +46,9 @@ class Settings(TypedDict):
     runtime_folder: str
     source_folder: str
     """The source snapshot, unpacked on this node."""
+    source_directory: str
+    """The user's own folder that the snapshot was taken of; stack traces name it. Empty: they name
+    the snapshot."""
     entry_script: str
     """Relative to the source folder."""
     arguments: list[str]
@@ -120,7 +123,12 @@ class Result(TypedDict, total=False):
 
 
 class BundleEnd(TypedDict):
-    """The bundle is over. Mini-batches at `finished` and after were not started: no attempt of theirs."""
+    """The bundle is over. Mini-batches at `finished` and after were not started: no attempt of theirs.
+
+    That is so when the process died or the bundle was cancelled, but also of a process that lives on:
+    it ends a bundle early that lasts too long, and after a failed attempt, so that the results are
+    told soon.
+    """
 
     finished: int
     process: str
@@ -131,6 +139,7 @@ class Event(TypedDict, total=False):
     """`name` is one of:
 
     `supervisor_ready`; `process_started`, `process_ready`, `start_failed` (with `error`),
+    `shutdown_failed` (with `error`; `shutdown()` raised, took too long or was killed),
     `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row).
     """
 

@@ -162,6 +162,11 @@ class Node:
                 self._heard(process, frame)
 
     def _bundle_ended(self, process: processes.WorkerProcess, tag: int) -> None:
+        if process.page.read().phase == page.ENDING:
+            # By sys.exit() in run(): what lies with it shall not wait until it is gone.
+            self._bundles.retire(process.name)
+            while self._take_back(process.name):
+                pass
         begins = self._bundles.end(process.name, tag)
         if begins is not None:
             self._say("bundle_started", process, bundle=begins.tag)
@@ -245,7 +250,8 @@ class Node:
         reaper.kill_remains(process.pid, process.marker, self._crew.pids())
         reason, error = self._cause(process, death)
         self._settle(process, error)
-        self._judge_start(process, error)
+        if error is not None:
+            self._judge(process, error)
         self._say("process_ended", process, reason=reason)
         process.close()
         self._start_missing()
@@ -261,15 +267,13 @@ class Node:
             if process.stopping_at is not None and death.reason == "exit":
                 return "stopped", None
             status = process.page.read()
-            return death.reason, deaths.of_process(death, status.phase, process.file("stderr"))
+            stderr = process.file("stderr")
+            return death.reason, deaths.of_process(death, status.phase, stderr, self._settings)
         if doom.reason != "timeout":
             return doom.reason, None
         phase = page.ENDING if process.stopping_at is not None else doom.status.phase
-        words, source = self._deadlines.words[phase], self._settings["source_folder"]
-        error = deaths.of_timeout(phase, words, process.page.stacks(), source)
-        if phase == page.ENDING:
-            self._log(process, "shutdown", error, [])
-        return doom.reason, error
+        words, stacks = self._deadlines.words[phase], process.page.stacks()
+        return doom.reason, deaths.of_timeout(phase, words, stacks, self._settings)
 
     def _settle(self, process: processes.WorkerProcess, error: Error | None) -> None:
         """End the bundle of a dead process; charge its death to the mini-batch that was running."""
@@ -297,10 +301,17 @@ class Node:
             process.has_worked = True
             self._crew.succeeded()
 
-    def _judge_start(self, process: processes.WorkerProcess, error: Error | None) -> None:
+    def _judge(self, process: processes.WorkerProcess, error: Error) -> None:
+        """Tell of an end that is the failure of no mini-batch but of `shutdown()`, or of the start."""
+        is_stopping = process.stopping_at is not None
+        if is_stopping or (error["category"], error["stage"]) == ("timeout", "shutdown"):
+            self._log(process, "shutdown", error, [])
+        if is_stopping:
+            self._say("shutdown_failed", process, error=error)
+            return
         # One that dies after init() without having done anything is a start that failed, too: else
         # such processes would be replaced for ever.
-        if error is None or process.has_worked:
+        if process.has_worked:
             return
         if process.start_failure is None:
             self._log(process, "start", error, [])

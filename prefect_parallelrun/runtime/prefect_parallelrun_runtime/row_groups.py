@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from prefect_parallelrun_runtime import typed_tables
-from prefect_parallelrun_runtime.load_error import LoadError
+from prefect_parallelrun_runtime.load_error import LoadError, Unfit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,21 +21,31 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
 
     Raises:
         LoadError: the file's columns are others than the dataset's.
+        Unfit: a value does not fit its column; the row's number is that in the file.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = work["path"]
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(reader["schema"])))
-    with pq.ParquetFile(path, metadata=_footer(path)) as file:
+    footer, before = _footer(path), 0
+    with pq.ParquetFile(path, metadata=footer) as file:
         if "row_groups" in work:
+            first = work["row_groups"][0]
+            before = sum(footer.row_group(place).num_rows for place in range(first))
             table = file.read_row_groups(work["row_groups"], use_threads=False)
         else:
             table = file.read(use_threads=False)
     if "rows" in work:
         table = table.slice(0, work["rows"])
-    if not table.schema.equals(schema, check_metadata=False):
-        table = _fitted(path, table, schema)
+    try:
+        if not table.schema.equals(schema, check_metadata=False):
+            table = _fitted(path, table, schema)
+        _check_full(table, reader["full"])
+    except Unfit as unfit:
+        if unfit.row is not None:
+            unfit.row += before
+        raise
     # Its pandas metadata tells which columns have a dtype of pandas' own.
     table = table.replace_schema_metadata(schema.metadata)
     return typed_tables.to_frame(table, reader["objects"])
@@ -58,26 +68,51 @@ def _fitted(path: str, table: Any, schema: Any) -> Any:
     import pyarrow as pa
 
     if sorted(table.column_names) != sorted(schema.names):
-        raise LoadError(f"{path}: {other_columns(table.column_names, schema.names)}")
+        raise LoadError(f"{path}: {typed_tables.other_columns(table.column_names, schema.names)}")
     arrays = []
     for field in schema:
         column = table.column(field.name)
-        # A column of integers with gaps is one of floats in pandas; beyond 2^53 these are not exact.
-        safe = not (pa.types.is_integer(column.type) and pa.types.is_floating(field.type))
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         try:
-            arrays.append(column.cast(field.type, safe=safe))
+            arrays.append(column.cast(field.type))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            _check_exact(column, field)
             raise LoadError(
                 f"{path}: column {field.name!r} is not {field.type} as in the other files: {error}"
             ) from None
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def other_columns(names: list[str], expected: list[str]) -> str:
-    """Say how a file's columns differ from those of the dataset."""
-    missing = [name for name in expected if name not in names]
-    extra = [name for name in names if name not in expected]
-    parts = [
-        f"{word} {some[:10]!r}" for word, some in (("lacks", missing), ("adds", extra)) if some
+def _check_exact(column: Any, field: Any) -> None:
+    """Refuse the first integer that floats would round, if these have to hold integers."""
+    import pyarrow as pa
+
+    if not (pa.types.is_integer(column.type) and pa.types.is_floating(field.type)):
+        return
+    limit = 1 << {16: 11, 32: 24, 64: 53}[field.type.bit_width]
+    for row, value in enumerate(column.to_pylist()):
+        if value is not None and abs(value) > limit:
+            raise Unfit(
+                row,
+                f"column {field.name!r} is {field.type}, since values are missing in it or other files have "
+                f"floats, and {value} would be rounded; write the column as text, or from pandas' dtype Int64",
+            )
+
+
+def _check_full(table: Any, names: list[str]) -> None:
+    """Refuse the first gap in a column whose dtype has none, found since its type was settled."""
+    import pyarrow.compute as pc
+
+    found = [
+        (pc.index(pc.is_null(table.column(name)), True).as_py(), name)
+        for name in names
+        if table.column(name).null_count
     ]
-    return f"its columns are not those of the first file: it {' and '.join(parts)}"
+    if found:
+        row, name = min(found)
+        raise Unfit(
+            row,
+            f"column {name!r} is {table.column(name).type}, since the files that were looked at have no "
+            "gap in it, and its value is missing; write the column as float64, or from pandas' dtype Int64",
+        )

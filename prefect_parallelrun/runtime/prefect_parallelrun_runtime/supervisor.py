@@ -59,6 +59,7 @@ def main(fd: int) -> NoReturn:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reaper.kill_everything()
+        supervisor.remove_work_folder()
     os._exit(code)
 
 
@@ -75,6 +76,7 @@ class Supervisor:
         self._poll.register(agent.fileno(), select.EPOLLIN)
         self._sending = False
         self._node: node.Node | None = None
+        self._work_folder = ""
 
     def serve(self) -> None:
         """Work until a stop is complete or the agent is gone."""
@@ -114,6 +116,7 @@ class Supervisor:
                 self._node.stop()
 
     def _begin(self, settings: Settings) -> None:
+        self._work_folder = settings["work_folder"]
         if settings["protocol"] != PROTOCOL:
             raise ValueError(
                 f"the agent speaks protocol {settings['protocol']}, this is {PROTOCOL}"
@@ -135,6 +138,13 @@ class Supervisor:
         while self._agent.unsent and time.monotonic() < deadline:
             poll.poll(100)  # milliseconds
             self._agent.flush()
+
+    def remove_work_folder(self) -> None:
+        """Remove what the run has put on this node; the agent may be gone, and cannot do it."""
+        if self._work_folder:
+            import shutil  # slow to import, and not needed before
+
+            shutil.rmtree(self._work_folder, ignore_errors=True)
 
     def report_own_failure(self, text: str) -> None:
         """Write down an exception of this program's own code (rule R80)."""

@@ -144,6 +144,10 @@ def read_head(path: str, reader: dict[str, Any]) -> Head:
         found = first_row(data, quoting, complete=False)
         if found:
             break
+        if b"\r" in data:
+            # Refuses line ends of CR alone now, not when the whole of a large file has been read.
+            text = data[: data.rfind(b"\r")].removeprefix(_BOM).decode(text_encoding)
+            split_values(text, reader["separator"])
     else:
         found = first_row(data, quoting, complete=True)
     bom = len(_BOM) if data.startswith(_BOM) else 0
@@ -169,12 +173,20 @@ def row_separator(reader: dict[str, Any]) -> int | None:
 
 
 def split_values(row: str, separator: str) -> list[str]:
-    """Return the values of one row."""
-    text = io.StringIO(row.strip("\r\n"), newline="")
+    """Return the values of one row.
+
+    Raises:
+        Unfit: it is none, or several: with line ends of CR alone, all of a file is one row to us.
+    """
+    rows = csv.reader(io.StringIO(row.strip("\r\n"), newline=""), delimiter=separator)
     try:
-        return next(csv.reader(text, delimiter=separator), [])
+        values = next(rows, [])
+        more = next(rows, None)
     except csv.Error as error:
         raise Unfit(0, f"is no row of values: {error}") from None
+    if more is not None:
+        raise Unfit(None, "its lines end in CR alone; convert the file to line ends of LF or CRLF")
+    return values
 
 
 def column_names(header: list[str]) -> list[str]:

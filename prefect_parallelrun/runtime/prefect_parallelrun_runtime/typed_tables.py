@@ -48,6 +48,16 @@ def schema(columns: Columns) -> Any:
     return pa.schema([(name, types[kind]) for name, kind in columns if kind != OBJECT])
 
 
+def other_columns(names: list[str], expected: list[str]) -> str:
+    """Say how the columns of a file differ from those of the dataset."""
+    missing = [name for name in expected if name not in names]
+    extra = [name for name in names if name not in expected]
+    parts = [
+        f"{word} {some[:10]!r}" for word, some in (("lacks", missing), ("adds", extra)) if some
+    ]
+    return f"its columns are not those of the first file: it {' and '.join(parts)}"
+
+
 def check_nulls(table: Any, columns: Columns) -> None:
     """Refuse a missing value in a column whose type has none.
 

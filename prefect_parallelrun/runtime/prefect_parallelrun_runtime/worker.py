@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def main(channel_fd: int, page_fd: int, claims_fd: int) -> NoReturn:
     """Serve one supervisor; the descriptors are inherited from it."""
+    pid = os.getpid()
     for fd in (channel_fd, page_fd, claims_fd):
         os.set_inheritable(fd, False)
     status = page.StatusPage(page_fd)
@@ -36,10 +37,10 @@ def main(channel_fd: int, page_fd: int, claims_fd: int) -> NoReturn:
     letters = inbox.Inbox(channel_fd, claims_fd)
     settings = letters.settings()
     _set_up(settings)
-    loaded = _start(settings, channel_fd, status)
+    loaded = _start(settings, channel_fd, status, pid)
     attempts.Attempts(loaded, settings, letters, status, channel_fd).serve()
     status.set(page.ENDING)
-    _shut_down(loaded, settings)
+    _shut_down(loaded, settings, channel_fd, pid)
     sys.exit(0)
 
 
@@ -55,41 +56,46 @@ def _set_up(settings: Settings) -> None:
     logging.getLogger().addHandler(handler)  # its level is WARNING from the start
 
 
-def _start(settings: Settings, channel_fd: int, status: page.StatusPage) -> script.Script:
+def _start(settings: Settings, channel_fd: int, status: page.StatusPage, pid: int) -> script.Script:
     """Import the script and call its `init()`; where one fails, say so and end."""
     path = os.path.join(settings["source_folder"], settings["entry_script"])
     status.set(page.STARTING)
     stage = "import"
     try:
         loaded = script.load_script(path, settings["source_folder"], settings["arguments"])
+        attempts.leave_if_forked(pid)
         if loaded.init is not None:
             stage = "init"
             status.set(page.INIT)
             loaded.init()
+            attempts.leave_if_forked(pid)
     except BaseException as error:
+        attempts.leave_if_forked(pid, error)
         status.set(page.ENDING)
-        record = failures.describe(error, stage=stage, source_folder=settings["source_folder"])
-        failures.append_to_log(_error_file(settings), stage, record, [])
-        _say("start_failed", settings, channel_fd, error=record)
+        _tell_failure("start_failed", stage, error, settings, channel_fd)
         sys.exit(1)
     status.set(page.IDLE)
     _say("process_ready", settings, channel_fd)
     return loaded
 
 
-def _shut_down(loaded: script.Script, settings: Settings) -> None:
+def _shut_down(loaded: script.Script, settings: Settings, channel_fd: int, pid: int) -> None:
     if loaded.shutdown is None:
         return
     try:
         loaded.shutdown()
-    except Exception as error:
-        source = settings["source_folder"]
-        record = failures.describe(error, stage="shutdown", source_folder=source)
-        failures.append_to_log(_error_file(settings), "shutdown", record, [])
+        attempts.leave_if_forked(pid)
+    except BaseException as error:
+        attempts.leave_if_forked(pid, error)
+        _tell_failure("shutdown_failed", "shutdown", error, settings, channel_fd)
 
 
-def _error_file(settings: Settings) -> str:
-    return settings["files"]["error"].replace("{process}", settings["process"])
+def _tell_failure(
+    name: str, stage: str, error: BaseException, settings: Settings, channel_fd: int
+) -> None:
+    record = failures.describe(error, settings, stage=stage)
+    failures.append_to_log(failures.process_file(settings, "error"), stage, record, [])
+    _say(name, settings, channel_fd, error=record)
 
 
 def _say(name: str, settings: Settings, channel_fd: int, **more: Any) -> None:
