@@ -21,7 +21,7 @@ from typing import Any
 import dask
 import distributed
 
-from prefect_parallelrun.driver.tracker import Bundle
+from prefect_parallelrun.driver.bundle import Bundle
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import agent
 from prefect_parallelrun.paths import RunPaths

@@ -15,8 +15,8 @@ from prefect_parallelrun import append_row, reuse
 from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
+from prefect_parallelrun.driver.bundle import sample
 from prefect_parallelrun.driver.schedule import Schedule
-from prefect_parallelrun.driver.tracker import sample
 from prefect_parallelrun.errors import EntryScriptError, ErrorThresholdExceeded, ParallelRunError
 from prefect_parallelrun.models import Counts, RunSummary
 from prefect_parallelrun.node import snapshot

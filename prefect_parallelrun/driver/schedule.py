@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
+from prefect_parallelrun.driver.bundle import Ended, Settled
 from prefect_parallelrun.driver.cluster import (
     BundleEnded,
     Cluster,
@@ -17,7 +18,7 @@ from prefect_parallelrun.driver.cluster import (
     NodeLost,
     NodeNews,
 )
-from prefect_parallelrun.driver.tracker import Ended, Settled, Tracker
+from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.errors import (
     ClusterError,
     ErrorThresholdExceeded,

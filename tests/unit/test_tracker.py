@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_parallelrun.driver import policy
-from prefect_parallelrun.driver.tracker import Bundle, Tracker
+from prefect_parallelrun.driver.bundle import Bundle
+from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.models import MiniBatch, Outcome
 
 LIMITS = policy.Limits(
