@@ -110,6 +110,13 @@ class Cluster:
         self._removed: set[str] = set()
         self._named = 0
         self._closing = False
+        # Prefect prints all that Dask says at INFO. Of an embedded cluster nothing matters to the user:
+        # even the closing of its connections is an error to Dask; what does matter, the driver tells.
+        self._dask_log = logging.getLogger("distributed")
+        self._dask_level = self._dask_log.level
+        self._dask_log.setLevel(
+            max(self._dask_level, logging.CRITICAL if target is None else logging.WARNING)
+        )
         with dask.config.set({"distributed.admin.low-level-log-length": REMEMBERED_MESSAGES}):
             self._connect(target)
         self._client.subscribe_topic(self._topic, self._on_news)
@@ -121,6 +128,7 @@ class Cluster:
             self._client = distributed.Client(self._own or target, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:
             self._close_own()
+            self._dask_log.setLevel(self._dask_level)
             raise ClusterError(
                 f"compute_target={target!r}: no Dask scheduler answers there: {error}"
             ) from error
@@ -220,6 +228,7 @@ class Cluster:
                 self._client.unsubscribe_topic("all")
             self._client.close(timeout=10)
             self._close_own()
+            self._dask_log.setLevel(self._dask_level)
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -356,6 +365,5 @@ def _embedded(node_count: int) -> distributed.LocalCluster:
         processes=False,
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
-        # The closing of connections is an error to Dask; what matters of it, the driver tells.
         silence_logs=logging.CRITICAL,
     )

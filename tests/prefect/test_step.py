@@ -337,3 +337,24 @@ def test_retries_of_the_task_run_the_step_again(files, tmp_path, read_rows):
 
     assert len(read_rows(score())) == 3
     assert len(files.runs()) == 2
+
+
+def test_dask_does_not_drown_the_flows_log(files):
+    """What a flow logs at INFO is Prefect's and ours, not Dask's; and Dask's level is as it was afterwards."""
+    dask_log = logging.getLogger("distributed")
+    before = dask_log.level
+    levels = []
+
+    class Spy(logging.Handler):
+        def emit(self, record):
+            levels.append(record.levelno)
+
+    spy = Spy()
+    dask_log.addHandler(spy)
+    try:
+        files.step()()
+    finally:
+        dask_log.removeHandler(spy)
+
+    assert [level for level in levels if level < logging.CRITICAL] == []
+    assert dask_log.level == before
