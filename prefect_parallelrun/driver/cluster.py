@@ -365,5 +365,6 @@ def _embedded(node_count: int) -> distributed.LocalCluster:
         processes=False,
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     )

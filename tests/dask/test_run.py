@@ -496,6 +496,27 @@ def test_prefect_and_dask_are_in_no_worker_process_and_nothing_is_left_running(r
     ] == []
 
 
+def test_the_embedded_cluster_is_reached_from_this_machine_only(run, numbers):
+    """Nothing of a run listens on an address that others can reach."""
+    result = run(
+        """
+        import os
+        import psutil
+
+        def run(mini_batch):
+            sockets = psutil.Process(int(os.environ["DRIVER"])).net_connections()
+            return [s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN]
+        """,
+        numbers,
+        mini_batch_size=100,
+        node_count=2,
+        error_threshold=-1,
+        environment_variables={"DRIVER": str(os.getpid())},
+    )
+
+    assert set(lines(result)) == {"127.0.0.1"}
+
+
 def test_an_interrupt_stops_every_process(run, numbers):
     """R205: Ctrl-C in a plain script: the run ends, no process is left, and job_result.txt says why."""
     pids = numbers.parent / "pids"
