@@ -141,7 +141,7 @@ def _folders_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[
         with os.scandir(folder) as entries:
             folders = [e.path for e in entries if e.is_dir() and not e.name.startswith(".")]
     except OSError as error:
-        raise _unlistable(folder, error) from error
+        raise _unlistable(folder, error) from None
     for path, here in _not_in_a_circle(folders, above):
         yield from _folders_below(path, here)
 
@@ -158,7 +158,7 @@ def _files_below(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[Fi
                 if stat.S_ISREG(status.st_mode):
                     yield FileItem(entry.path, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise _unlistable(error.filename or folder, error) from error
+        raise _unlistable(error.filename or folder, error) from None
     for path, here in _not_in_a_circle(folders, above):
         yield from _files_below(path, here)
 
@@ -182,7 +182,7 @@ def _status(path: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
-        raise _unlistable(path, error) from error
+        raise _unlistable(path, error) from None
 
 
 def _unlistable(path: str, error: OSError) -> DatasetError:

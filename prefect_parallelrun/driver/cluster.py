@@ -124,6 +124,8 @@ class Cluster:
 
     def _connect(self, target: Any) -> None:
         self._own = _embedded(self._node_count) if target is None else None
+        if isinstance(target, str):
+            self._log.info("Connecting to the Dask scheduler at %s", target)
         try:
             self._client = distributed.Client(self._own or target, set_as_default=False)
         except (OSError, TimeoutError, ValueError) as error:

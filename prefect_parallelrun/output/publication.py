@@ -39,7 +39,7 @@ def check_destination(folder: Path, file_name: str | None = None) -> None:
             "output",
             str(folder),
             f"a folder is needed that can be made and written ({_reason(error)})",
-        ) from error
+        ) from None
     if file_name is not None and (folder / file_name).is_dir():
         raise refuse(
             "append_row_file_name",
