@@ -16,6 +16,7 @@ from prefect_parallelrun.errors import (
     EntryScriptError,
     ErrorThresholdExceeded,
     InitFailed,
+    NoProgress,
     ParallelRunError,
 )
 from tests.dask.conftest import lines
@@ -208,6 +209,21 @@ def test_mini_batches_that_become_slow_still_count_as_progress(run, tmp_path):
     )
 
     assert result.items.succeeded == 1000
+
+
+def test_no_progress_for_too_long_ends_the_run(run, numbers):
+    """R105, R205: --progress_update_timeout: nothing ends and nothing starts for so long: failed."""
+    with pytest.raises(NoProgress, match="No progress update in 1 seconds"):
+        run(
+            """
+            import time
+
+            def run(mini_batch):
+                time.sleep(600)
+            """,
+            numbers,
+            arguments=("--progress_update_timeout", 1),
+        )
 
 
 def test_a_failed_mini_batch_count_is_a_threshold_of_its_own(run, numbers):

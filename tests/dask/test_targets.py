@@ -219,6 +219,20 @@ def test_when_the_driver_is_killed_its_nodes_end(numbers, client, cluster, tmp_p
     until(lambda: plugins_of_ours(client) == [], 10)
 
 
+def test_a_cluster_without_workers_is_waited_for_and_then_given_up(run, numbers):
+    """R105, R205: --first_task_creation_timeout: no Dask worker comes: an error that says so."""
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as empty,
+        pytest.raises(ClusterError, match="first_task_creation_timeout 1"),
+    ):
+        run(
+            ECHO,
+            numbers,
+            compute_target=empty.scheduler_address,
+            arguments=("--first_task_creation_timeout", 1),
+        )
+
+
 def test_a_scheduler_that_dies_ends_the_run_with_a_clear_error(run, numbers, tmp_path):
     """R205: no scheduler any more: an error that says so, instead of waiting for progress."""
     with (
