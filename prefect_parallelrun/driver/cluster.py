@@ -117,7 +117,16 @@ class Cluster:
         self._dask_log.setLevel(
             max(self._dask_level, logging.CRITICAL if target is None else logging.WARNING)
         )
-        with dask.config.set({"distributed.admin.low-level-log-length": REMEMBERED_MESSAGES}):
+        with dask.config.set(
+            {
+                "distributed.admin.low-level-log-length": REMEMBERED_MESSAGES,
+                # A hundred times a second it asks for the frames of all threads, which in Python 3.11
+                # before 3.11.9 can lock up the whole process for good when a garbage collection and
+                # the start of a thread coincide with it (CPython's gh-106883; a flow froze so). Each
+                # bundle starts a thread, and all that they do is wait: there is nothing to profile.
+                "distributed.worker.profile.enabled": False,
+            }
+        ):
             self._connect(target)
         self._client.subscribe_topic(self._topic, self._on_news)
         self._client.subscribe_topic("all", self._on_scheduler)

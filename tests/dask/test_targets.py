@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import distributed
 import psutil
 import pytest
 
+from prefect_parallelrun.driver.cluster import Cluster
 from prefect_parallelrun.errors import ClusterError
 from tests.dask.conftest import lines
 
@@ -124,6 +126,18 @@ def test_a_dask_worker_that_is_killed_changes_nothing_in_the_output(
 
     assert lines(result) == EXPECTED
     assert (result.attempts, result.items.failed) == (100, 0)
+
+
+def test_the_embedded_cluster_does_not_profile_the_flow():
+    """R205: Dask's profiler can lock up a Python 3.11 for good, and it would be the flow's own."""
+    cluster = Cluster(
+        None, node_count=1, step="test-step", run_id="x", log=logging.getLogger("test")
+    )
+    try:
+        [worker] = cluster._own.workers.values()
+        assert "profile" not in worker.periodic_callbacks
+    finally:
+        cluster.close(gracefully=False)
 
 
 def test_an_address_where_nobody_answers_is_a_clear_error(run, numbers):

@@ -127,7 +127,8 @@ def test_a_failing_step_shows_the_scripts_own_error(files, caplog):
 
     assert "no such flavour" in str(error.value)
     assert "score.py" in str(error.value)
-    assert "a.txt" in str(error.value)
+    # Both mini-batches fail in the same way, and either may be the first.
+    assert any(name in str(error.value) for name in ("a.txt", "c.txt"))
     assert error.value.run_id == files.runs()[0].name
     assert str(error.value.logs_directory).startswith(str(files.runs()[0]))
     assert "no such flavour" in caplog.text
