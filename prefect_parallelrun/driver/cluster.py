@@ -323,8 +323,13 @@ class Cluster:
         try:
             frames = await self._client.gather(future, asynchronous=True)
         except (asyncio.CancelledError, Exception) as error:
-            # A node that is lost is told by the scheduler's event; anything else is ours.
+            # A node that is lost is told by the scheduler's event.
             if node.name not in self._nodes or self._closing:
+                return
+            if self._client.status != "running":
+                # Dask forgets all of a client whose connection breaks, its leases too.
+                reason = "the connection to the Dask scheduler broke"
+                self._events.put(NodeLost(node=node.name, reason=reason))
                 return
             self._log.warning(
                 "Bundle %d on %s came back without a result: %r", number, node.name, error
