@@ -339,13 +339,16 @@ def test_what_was_loaded_ahead_is_dropped_when_its_bundle_ends_early(node):
     plan = make_plan([dataset], [dataset.list_files()], mini_batch_size="8", scratch=node.root)
     works = [mini_batch.work for mini_batch in plan]
     node.script("""
-        import gc, threading
+        import gc, threading, time
         def loaded_ahead():
-            return [one for one in gc.get_objects() if isinstance(one, threading.Thread)
-                    and one.name == "parallelrun-load" and not one.is_alive()]
+            return [one for one in gc.get_objects()
+                    if isinstance(one, threading.Thread) and one.name == "parallelrun-load"]
         def run(mini_batch):
             if isinstance(mini_batch, list):
-                gc.collect()
+                until = time.monotonic() + 10
+                while loaded_ahead() and time.monotonic() < until:
+                    time.sleep(0.01)  # the thread may not have ended yet
+                    gc.collect()
                 return [len(loaded_ahead())]
             if mini_batch["a"][0] == 0:
                 raise ValueError("the first row is bad")
