@@ -108,8 +108,10 @@ class Schedule:
             gracefully = True
         finally:
             self._cluster.close(gracefully=gracefully)
+            # Of what came since the loop ended only this still matters; the rest would act on a
+            # cluster that is closed, and hide why the run failed.
             for event in self._cluster.collect(0):
-                if isinstance(event, NodeNews):
+                if isinstance(event, NodeNews) and event.event["name"] == "shutdown_failed":
                     self._news(event.event)
 
     def _loop(self) -> None:

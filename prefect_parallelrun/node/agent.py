@@ -1,8 +1,8 @@
 """Our code in a Dask worker: relays bundles to the node's supervisor and results back, unopened.
 
-Bundles, and one lease per node, are the only Dask tasks of a run. A bundle is pinned to one Dask worker and names one agent by its
-id, so that Dask can never run an attempt a second time: a worker that came back at the same address
-has no agent of that id.
+Bundles, and one lease per node, are the only Dask tasks of a run. A bundle is pinned to one Dask
+worker and names one agent by its id, so that Dask can never run an attempt a second time: a worker
+that came back at the same address has no agent of that id.
 """
 
 from __future__ import annotations
