@@ -39,7 +39,6 @@ _NOT_YET: dict[str, tuple[Any, ...]] = {
     "partition_keys": (None,),
     "output_format": ("text",),
     "environment": (None,),
-    "isolate_failures": (False,),
     "speculative_copies": (False,),
     "gpus_per_process": (None,),
 }

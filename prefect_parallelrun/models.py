@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -63,8 +64,11 @@ class AttemptRecord:
     """Index of the mini-batch."""
     attempt: int
     """Number of the attempt, from 1."""
+    part: tuple[int, int] | None = None
+    """Where the attempt had only some items of the mini-batch (R203): the first, and the one after the
+    last, from 0; None: all of them. Items and rows below are then those of the part."""
     final: bool
-    """Whether this attempt settled the mini-batch (succeeded, or failed for good)."""
+    """Whether this attempt settled its items (succeeded, or failed for good)."""
     outcome: Outcome
     node: str
     """`node000`"""
@@ -100,6 +104,22 @@ class Counts:
     failed: int = 0
     reused: int = 0
     """Part of `succeeded` that an earlier run had done."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What earlier sittings of a run have done and this one need not; nothing, for a new run."""
+
+    mini_batches: int = 0
+    """That succeeded and do not run again."""
+    items: int = 0
+    """That succeeded: of those mini-batches, and of finished parts of others."""
+    parts: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    """By mini-batch: the items (first, and one after the last) that are still to run, ascending; its
+    others have succeeded."""
+    missing: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    """By mini-batch, of which `run()` returned too few rows and that is tried again: items that
+    succeeded and that failed. Its rows hold until it succeeds again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

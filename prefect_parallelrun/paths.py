@@ -16,6 +16,21 @@ class RunPaths:
     root: Path
 
     @property
+    def record(self) -> Path:
+        """JSON: what the run is, and its state; see `run_record`."""
+        return self.root / "run.json"
+
+    @property
+    def lock(self) -> Path:
+        """JSON: which driver owns the run folder; its modification time is the driver's heartbeat."""
+        return self.root / "lock"
+
+    @property
+    def definition(self) -> Path:
+        """Pickle: the step's definition, to run it again without the flow."""
+        return self.root / "definition.pickle"
+
+    @property
     def journal(self) -> Path:
         """SQLite: every attempt, and where its rows are in the partial file."""
         return self.root / "journal.sqlite"

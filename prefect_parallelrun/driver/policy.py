@@ -36,6 +36,8 @@ class Limits:
     """Failed mini-batches in percent of all (R100)."""
     rows_wanted: bool
     """With `append_row` a run in which nothing succeeded has failed (R104)."""
+    isolate: bool = False
+    """Whether a mini-batch that used up its attempts is split until the failing items stand alone (R203)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,7 @@ class _Run:
             allowed_failed_count=self.config.allowed_failed_count,
             allowed_failed_percent=self.config.allowed_failed_percent,
             rows_wanted=self.rows_wanted,
+            isolate=self.config.isolate_failures,
         )
         self.destination = definition.output_folder or paths.output
 

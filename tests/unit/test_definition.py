@@ -324,7 +324,6 @@ def test_mini_batch_size_fits_the_inputs(make, tmp_path):
         {"partition_keys": ["user"]},
         {"output_format": "csv"},
         {"environment": "/usr/bin/python3"},
-        {"isolate_failures": True},
         {"speculative_copies": True},
         {"gpus_per_process": 1},
         {"compute_target": "task-runner"},
