@@ -12,6 +12,10 @@ from prefect_parallelrun_runtime import typed_tables
 
 NO_VALUE = "null"
 """What a sample shows of a column without any value."""
+LONG = "int64 beyond floats"
+"""Whole numbers of which some would lose digits as floats; a column of them must not become one."""
+EXACT_FLOATS = 1 << 53
+"""Up to here every whole number is a float."""
 
 _NAMES = {
     "int64": "int64",
@@ -69,6 +73,9 @@ class Evidence(NamedTuple):
         """Return the type of the column in every mini-batch; the dtype that pandas gives the whole."""
         if self.kind == NO_VALUE:
             return "string"
+        if self.kind == LONG:
+            # Such numbers are mostly identifiers: as floats, several would become one.
+            return "string" if self.gaps else "int64"
         if self.gaps and self.kind == "int64":
             return "float64"
         if self.gaps and self.kind == "bool":
@@ -84,6 +91,8 @@ def _joined_kind(one: str, other: str) -> str:
     both = {one, other}
     if both == {"int64", "float64"}:
         return "float64"
+    if both == {"int64", LONG}:
+        return LONG
     if typed_tables.OBJECT in both:
         return typed_tables.OBJECT
     if all(kind.startswith("datetime64") for kind in both):

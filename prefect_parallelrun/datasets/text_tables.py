@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
 from prefect_parallelrun.datasets import sampling
-from prefect_parallelrun.datasets.column_types import NO_VALUE, Evidence
+from prefect_parallelrun.datasets.column_types import EXACT_FLOATS, LONG, NO_VALUE, Evidence
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun.errors import DatasetError
 from prefect_parallelrun_runtime import delimited, text_files, typed_tables
 
-_LONG_NUMBER = re.compile(r"[+-]?[0-9]{19,}")
+_LONG_NUMBER = re.compile(r"[+-]?[0-9]{16,}")
 _INT64 = range(-(1 << 63), 1 << 63)
-_LONG = "whole number beyond int64"
+_BEYOND = "whole number beyond int64"
 
 
 def settle_delimited(
@@ -83,12 +83,11 @@ def _evidence(
             continue
         column = table.column(place)
         kind = _kind(column)
-        if kind == "float64" and _beyond_int64(column):
-            # Such numbers are mostly identifiers: as floats, several would become one.
+        if kind == "float64" and _beyond_floats(column):
             text = parse({name: pa.string()}).column(0)
             if any(_LONG_NUMBER.fullmatch(value) for value in text.to_pylist() if value):
                 kind = "string"
-        elif kind == "int64" and hexadecimal:
+        elif kind in ("int64", LONG) and hexadecimal:
             text = parse({name: pa.string()}).column(0)
             if delimited.first_hexadecimal(text) is not None:
                 kind = "string"
@@ -103,7 +102,7 @@ def _kind(column: Any) -> str:
     if types.is_null(arrow_type):
         return NO_VALUE
     if types.is_integer(arrow_type):
-        return "int64"
+        return LONG if _beyond_floats(column) else "int64"
     if types.is_floating(arrow_type):
         return "float64"
     if types.is_boolean(arrow_type):
@@ -119,11 +118,12 @@ def _kind(column: Any) -> str:
     return "string"
 
 
-def _beyond_int64(column: Any) -> bool:
+def _beyond_floats(column: Any) -> bool:
+    """Return whether a column holds numbers so large that whole ones are not all floats."""
     import pyarrow.compute as pc
 
-    greatest = pc.max(pc.abs(column)).as_py()
-    return greatest is not None and greatest >= 1 << 63
+    bounds = pc.min_max(column).as_py()
+    return bounds["max"] is not None and max(-bounds["min"], bounds["max"]) > EXACT_FLOATS
 
 
 def settle_json_lines(
@@ -151,7 +151,7 @@ def settle_json_lines(
     for name, some in kinds.items():
         evidence = Evidence(NO_VALUE, values[name] < total)
         for kind in some:
-            evidence = evidence.joined(Evidence("string" if kind == _LONG else kind, False))
+            evidence = evidence.joined(Evidence("string" if kind == _BEYOND else kind, False))
         found[name] = given.get(name) or evidence.settled()
     found.update({name: kind for name, kind in given.items() if name not in found})
     reader["columns"] = [[name, kind] for name, kind in found.items()]
@@ -188,7 +188,7 @@ def _json_by_arrow(rows: bytes) -> _JsonSeen | None:
     kinds: dict[str, set[str]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
         kind = _kind(column)
-        if kind == "float64" and _beyond_int64(column):
+        if kind == "float64" and _beyond_floats(column):
             return None
         if pa.types.is_nested(column.type):
             kind = typed_tables.OBJECT
@@ -230,7 +230,9 @@ def _json_kind(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
-        return "int64" if value in _INT64 else _LONG
+        if value not in _INT64:
+            return _BEYOND
+        return "int64" if abs(value) <= EXACT_FLOATS else LONG
     if isinstance(value, float):
         return "float64"
     return "string" if isinstance(value, str) else typed_tables.OBJECT

@@ -567,3 +567,25 @@ def test_parquet_files_of_no_bytes_are_left_out(tmp_path):
 
     assert joined(loaded(dataset, 1, tmp_path))["a"].tolist() == [1, 2]
     assert dataset.take(2).to_pandas_dataframe()["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("rows", ["9007199254740993,\n,x\n", "1,\n9007199254740993,\n,x\n"])
+def test_long_whole_numbers_in_a_column_with_gaps_keep_their_digits(rows, tmp_path):
+    """R111: beyond 2**53 a float would make two identifiers one; such a column is text instead."""
+    (tmp_path / "a.csv").write_text("id,more\n" + rows)
+    (tmp_path / "a.jsonl").write_text('{"id": 9007199254740993}\n{"more": "x"}\n')
+
+    (frame,) = loaded(TabularDataset.from_delimited_files(str(tmp_path / "a.csv")), "1MB", tmp_path)
+    assert "9007199254740993" in frame["id"].tolist()
+    (frame,) = loaded(
+        TabularDataset.from_json_lines_files(str(tmp_path / "a.jsonl")), "1MB", tmp_path
+    )
+    assert frame["id"][0] == "9007199254740993"
+
+
+def test_long_whole_numbers_without_gaps_stay_numbers(tmp_path):
+    """R111: they are whole numbers of 64 bits, exactly."""
+    (tmp_path / "a.csv").write_text("id\n9007199254740993\n-9007199254740995\n")
+
+    (frame,) = loaded(TabularDataset.from_delimited_files(str(tmp_path / "a.csv")), "1MB", tmp_path)
+    assert frame["id"].tolist() == [9007199254740993, -9007199254740995]
