@@ -35,7 +35,8 @@ class MiniBatch:
     work: dict[str, Any]
     """What the worker process loads, JSON: `{"files": [path, …]}`, `{"path": p, "start": a, "end": b}`
     (bytes; `end` exclusive), `{"path": p, "row_groups": [i, …]}`, `{"path": p}` (the whole file),
-    `{"path": p, "rows": n}` (its first n rows), or `{"rank": i}` (no input)."""
+    `{"path": p, "rows": n}` (its first n rows), or `{"rank": i}` (no input). With a path, beside the
+    rest, `"part": [first, stop]` for some of its rows, from 0 (R203): `run()` gets those alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

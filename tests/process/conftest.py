@@ -59,11 +59,12 @@ class Node:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
 
-    def start(self, **changes) -> Node:
+    def start(self, *, launcher: list[str] = (), **changes) -> Node:
+        """Start the supervisor, as the last part of the command line `launcher` if there is one."""
         ours, theirs = socket.socketpair()
         self._socket, self._splitter = ours, channel.Splitter()
         self._process = subprocess.Popen(
-            supervisor.command(theirs.fileno()),
+            [*launcher, *supervisor.command(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
         )

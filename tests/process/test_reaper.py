@@ -30,3 +30,38 @@ def test_a_process_that_is_gone_has_no_children():
 
     assert reaper.children(gone.pid) == []
     reaper.send(gone.pid, 9)
+
+
+def test_what_outlived_its_supervisor_is_found_by_its_marker():
+    """Every process with the marker is killed, in whatever session, and no other one (R205)."""
+    marker = f"PARALLELRUN_PROCESS=test-{os.getpid()}"
+    script = "trap '' TERM; setsid sleep 600 & echo $!; sleep 600"
+
+    def start(value: str) -> tuple[subprocess.Popen, int]:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", script],
+            env={"PATH": os.environ["PATH"], "PARALLELRUN_PROCESS": value},
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        return process, int(process.stdout.readline())
+
+    name = marker.partition("=")[2]
+    (ours, orphan), (other, others) = start(f"{name}/node000/process007"), start(f"{name}/node0001")
+    try:
+        assert reaper.kill_marked(f"{marker}/node000/".encode())
+
+        assert ours.wait(timeout=5) == -9
+        assert reaper._environment(orphan) == []
+        assert other.poll() is None
+        assert reaper._environment(others)
+    finally:
+        assert reaper.kill_marked(marker.encode())
+        for process in (ours, other):
+            process.wait(timeout=5)
+            process.stdout.close()
+
+
+def test_looking_for_a_marker_that_nobody_has_is_no_error():
+    """Where nothing is left there is nothing to do."""
+    assert reaper.kill_marked(b"PARALLELRUN_PROCESS=no-such-run/")

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from prefect_parallelrun_runtime import ahead, channel, encode, failures, inbox, load, page, script
+from prefect_parallelrun_runtime import (
+    ahead,
+    channel,
+    encode,
+    failures,
+    inbox,
+    load,
+    outbox,
+    page,
+    script,
+)
 
 if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import Error, Result, Settings, Task
@@ -34,15 +45,15 @@ class Attempts:
         self,
         entry: script.Script,
         settings: Settings,
-        letters: inbox.Inbox,
+        incoming: inbox.Inbox,
+        outgoing: outbox.Outbox,
         status: page.StatusPage,
-        channel_fd: int,
     ) -> None:
         self._entry = entry
         self._settings = settings
-        self._inbox = letters
+        self._inbox = incoming
+        self._outbox = outgoing
         self._page = status
-        self._fd = channel_fd
         self._pid = os.getpid()
         self._ahead: tuple[tuple[int, int], ahead.Ahead] | None = None
         self._error_file = failures.process_file(settings, "error")
@@ -56,7 +67,7 @@ class Attempts:
                     break
             self._page.set(page.IDLE)
             if not work.tasks:
-                send(self._fd, self._bundle_end(work, 0))
+                self._outbox.send(self._bundle_end(work, 0))
             if self._ahead is not None and self._ahead[0][0] == work.tag:
                 self._ahead = None  # of the rest of a bundle that ended early
 
@@ -84,19 +95,19 @@ class Attempts:
         now = self._page.set(page.SENDING, work.tag, position, header["items"])
         header["elapsed_s"] = round(now - picked_up, 6)
         header["cpu_s"] = round(time.process_time() - cpu, 6)
-        frame = channel.pack(channel.RESULT, work.tag, header, data)
+        before = channel.pack_before(channel.RESULT, work.tag, header, len(data))
         finished = position + 1
         if end is not None:
-            send(self._fd, frame)
+            self._outbox.send(before)
             # Before the bundle's end is sent: so the supervisor, which looks then, gives it no other.
-            self._page.set(page.ENDING)
-            send(self._fd, self._bundle_end(work, finished))
+            self._page.set(page.LEAVING)
+            self._outbox.send(self._bundle_end(work, finished))
             raise end
         is_last = finished == len(work.tasks)
         if is_last or "error" in header or now - bundle_began > _BUNDLE_LIMIT_S:
-            send(self._fd, frame + self._bundle_end(work, finished))
+            self._outbox.send(before, data, self._bundle_end(work, finished))
             return True
-        send(self._fd, frame)
+        self._outbox.send(before, data)
         return False
 
     def _load(self, work: inbox.Work, position: int, task: Task) -> load.Loaded:
@@ -160,7 +171,9 @@ class Attempts:
             return
         task = following.tasks[position]
         if load.needs_reading(task[3]):
-            self._ahead = ((following.tag, position), ahead.Ahead(task[3], self._reader(task)))
+            # Where the script's limits leave no thread, it is loaded when it is its turn.
+            with contextlib.suppress(RuntimeError, MemoryError):
+                self._ahead = ((following.tag, position), ahead.Ahead(task[3], self._reader(task)))
 
     def _reader(self, task: Task) -> dict[str, Any]:
         # A mini-batch without input has the index -1, and files need no reader.
@@ -204,10 +217,3 @@ def _exit_code(error: BaseException | None) -> int:
     if error is None:
         return 0
     return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
-
-
-def send(fd: int, data: bytes) -> None:
-    """Send all of `data`, waiting for the supervisor to take it."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]

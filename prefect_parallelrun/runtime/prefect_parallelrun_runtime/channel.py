@@ -30,6 +30,10 @@ BUNDLE_END = 6
 EVENT = 7
 """From both: something else happened; header `messages.Event`."""
 
+KINDS = range(SETTINGS, EVENT + 1)
+HEADER_LIMIT = 1 << 26
+"""Bytes; the largest are the column names of a very wide table."""
+
 
 class Frame(NamedTuple):
     """One message."""
@@ -46,8 +50,13 @@ class Frame(NamedTuple):
 
 def pack(kind: int, tag: int = 0, header: Any = None, payload: bytes = b"") -> bytes:
     """Return the bytes of one frame; `header` is anything that JSON can say."""
+    return pack_before(kind, tag, header, len(payload)) + payload
+
+
+def pack_before(kind: int, tag: int, header: Any, length: int) -> bytes:
+    """Return what goes before a payload of that many bytes, which may be too large to copy."""
     head = b"" if header is None else json.dumps(header, separators=(",", ":")).encode()
-    return PREFIX.pack(kind, tag, len(head), len(payload)) + head + payload
+    return PREFIX.pack(kind, tag, len(head), length) + head
 
 
 def frames(data: bytes) -> Iterator[Frame]:
@@ -66,10 +75,19 @@ def frames(data: bytes) -> Iterator[Frame]:
         yield Frame(kind, tag, data[start : start + head], data[start + head : position])
 
 
+class Garbage(ValueError):
+    """Bytes came that are no frame of ours: somebody else has written into the channel."""
+
+    def __init__(self, complete: list[tuple[int, int, bytes]]) -> None:
+        super().__init__("what came over the channel is no frame")
+        self.complete = complete
+        """What had come before, as `Splitter.feed` would return it."""
+
+
 class Splitter:
     """Collects bytes as they arrive and gives back whole frames, unopened.
 
-    Linear in the bytes, however they are cut: a 500 MB result that comes in pieces of 256 KB is
+    Linear in the bytes, however they are cut: a 500 MB result that comes in pieces of 64 KB is
     joined once.
     """
 
@@ -79,24 +97,41 @@ class Splitter:
         self._need = PREFIX.size
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """Return (kind, tag, bytes of the whole frame) for each frame that `data` completes."""
-        self._pieces.append(data)
-        self._have += len(data)
-        if self._have < self._need:
-            return []
-        buffer = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        """Return (kind, tag, bytes of the whole frame) for each frame that `data` completes.
+
+        Raises:
+            Garbage: where a frame should begin, there is none. Nothing can be read any more.
+        """
         done: list[tuple[int, int, bytes]] = []
-        position, end = 0, len(buffer)
-        self._need = PREFIX.size
+        missing = self._need - self._have
+        if len(data) < missing:
+            self._keep(data)
+            return done
+        if self._need > PREFIX.size:
+            # The rest of a frame that may be large: what comes behind it is not joined to it.
+            self._pieces.append(data[:missing])
+            frame = b"".join(self._pieces)
+            kind, tag, _head, _body = PREFIX.unpack_from(frame)
+            done.append((kind, tag, frame))
+            data = data[missing:]
+        elif self._pieces:
+            data = b"".join((*self._pieces, data))
+        self._pieces, self._have, self._need = [], 0, PREFIX.size
+        position, end = 0, len(data)
         while end - position >= PREFIX.size:
-            kind, tag, head, body = PREFIX.unpack_from(buffer, position)
+            kind, tag, head, body = PREFIX.unpack_from(data, position)
+            if kind not in KINDS or head > HEADER_LIMIT:
+                raise Garbage(done)
             length = PREFIX.size + head + body
             if end - position < length:
                 self._need = length
                 break
-            done.append((kind, tag, buffer[position : position + length]))
+            done.append((kind, tag, data[position : position + length]))
             position += length
-        rest = buffer[position:] if position else buffer
-        self._pieces = [rest] if rest else []
-        self._have = len(rest)
+        self._keep(data[position:])
         return done
+
+    def _keep(self, rest: bytes) -> None:
+        if rest:
+            self._pieces.append(rest)
+            self._have += len(rest)

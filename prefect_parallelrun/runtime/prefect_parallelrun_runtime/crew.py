@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from prefect_parallelrun_runtime import processes
 from prefect_parallelrun_runtime.messages import Settings
 
+_REST_S = 0.5
+"""After a start for which the system lacked something."""
+
 
 class Crew:
     """As many processes as the settings say; one that ends leaves its slot to a new one.
+
+    A start for which the system lacks something (descriptors, processes, room on a disk) is tried again
+    after a moment.
 
     After `init_failures_allowed` failed starts in a row without one success, nothing is started any
     more (rule R87).
@@ -17,11 +23,12 @@ class Crew:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._tree = processes.list_source(settings["source_folder"])
+        self._grounds = processes.prepare(settings)
         self._free = list(range(settings["process_count"] - 1, -1, -1))
         self._names = 0
         self._failures_in_row = 0
         self._tired = False
+        self._start_at = 0.0
         self._by_name: dict[str, processes.WorkerProcess] = {}
 
     def __iter__(self) -> Iterator[processes.WorkerProcess]:
@@ -43,13 +50,27 @@ class Crew:
         """Whether nobody is left, and nobody will come."""
         return self._tired and not self._by_name
 
-    def fill(self) -> Iterator[processes.WorkerProcess]:
-        """Start a process in each free slot; the number of a name is never used again."""
-        while self._free and not self._tired:
-            slot = self._free.pop()
+    @property
+    def start_at(self) -> float | None:
+        """When one is to be started (monotonic seconds; it may be over); None: nobody is missing."""
+        return self._start_at if self._free and not self._tired else None
+
+    def fill(self, now: float) -> Iterator[processes.WorkerProcess]:
+        """Start a process in each free slot; the number of a name is never used again.
+
+        Raises:
+            processes.StartError: one could not be started, which counts as a failed start.
+        """
+        while self._free and not self._tired and now >= self._start_at:
             name = f"process{self._names:03d}"
             self._names += 1
-            process = processes.WorkerProcess(slot, name, self._settings, self._tree)
+            try:
+                process = processes.WorkerProcess(self._free[-1], name, self._grounds)
+            except processes.StartError:
+                self._start_at = now + _REST_S
+                self.failed()
+                raise
+            self._free.pop()
             self._by_name[name] = process
             yield process
 

@@ -15,34 +15,34 @@ class Deadlines:
         self._limits = {
             page.STARTING: start,
             page.INIT: start,
+            page.IDLE: load,
             page.LOADING: load,
             page.RUNNING: run,
             page.ENCODING: load,
+            page.SENDING: load,
             page.ENDING: shutdown,
+            page.LEAVING: shutdown,
         }
+        overhead = f"task_overhead_timeout={load:g} seconds"
         self.words = {
             page.STARTING: f"importing the script and init() took longer than {start:g} seconds",
             page.INIT: f"importing the script and init() took longer than {start:g} seconds",
-            page.LOADING: f"loading the mini-batch took longer than task_overhead_timeout={load:g} seconds",
+            page.IDLE: f"a mini-batch that it was given was not taken up within {overhead}",
+            page.LOADING: f"loading the mini-batch took longer than {overhead}",
             page.RUNNING: f"run() took longer than run_invocation_timeout={run:g} seconds",
-            page.ENCODING: "encoding the rows that run() returned took longer than "
-            f"task_overhead_timeout={load:g} seconds",
+            page.ENCODING: f"encoding the rows that run() returned took longer than {overhead}",
+            page.SENDING: f"handing the result over took longer than {overhead}",
             page.ENDING: f"shutdown() took longer than {shutdown:g} seconds",
+            page.LEAVING: f"the process did not end within {shutdown:g} seconds: a thread that is no "
+            "daemon, or a function that is registered with atexit, goes on",
         }
         """What to tell the user of a phase that took too long."""
         self._shortest = min(run, load, shutdown)
 
-    def of_phase(self, status: page.Status, started_at: float) -> float | None:
-        """Return when what is going on has taken too long (monotonic seconds); None: never.
-
-        Args:
-            status: What the process does.
-            started_at: When the process was started; import and `init()` share one limit.
-        """
-        limit = self._limits.get(status.phase)
-        if limit is None:
-            return None
-        return (started_at if status.phase in (page.STARTING, page.INIT) else status.since) + limit
+    def of_phase(self, phase: int, since: float) -> float | None:
+        """Return when what has gone on since then has taken too long (monotonic seconds); None: never."""
+        limit = self._limits.get(phase)
+        return None if limit is None else since + limit
 
     def of_stop(self, stopping_at: float) -> float:
         """Return when a process that was told to stop has taken too long."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from prefect_parallelrun_runtime import failures, page
 
 if TYPE_CHECKING:
+    from prefect_parallelrun_runtime import deadlines, processes
     from prefect_parallelrun_runtime.messages import Error, Settings
 
 DOING = {
@@ -22,7 +23,10 @@ DOING = {
     page.RUNNING: "run() was running",
     page.ENCODING: "the rows that run() returned were encoded",
     page.SENDING: "a result was sent",
-    page.ENDING: "it was ending",
+    page.ENDING: "shutdown() ran",
+    page.LEAVING: "it was ending",
+    page.CUT_OFF: "it had something to send and could not, as the script had closed file "
+    "descriptors that it did not open (os.closerange?)",
 }
 STAGES = {
     page.STARTING: "import",
@@ -33,6 +37,8 @@ STAGES = {
     page.ENCODING: "result",
     page.SENDING: "result",
     page.ENDING: "shutdown",
+    page.LEAVING: "shutdown",
+    page.CUT_OFF: "run",
 }
 _STACK_LINE = re.compile(
     r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$', re.MULTILINE
@@ -92,11 +98,35 @@ class Register:
         return Death(status, peak_kb, by_memory)
 
 
+def cause(
+    process: processes.WorkerProcess,
+    death: Death,
+    limits: deadlines.Deadlines,
+    settings: Settings,
+) -> tuple[str, Error | None]:
+    """Return why a process ended, for `process_ended`, and the error if that was not what was wanted."""
+    doom = process.doom
+    if doom is None:
+        if process.stopping_at is not None and death.reason == "exit":
+            return "stopped", None
+        phase = process.page.read().phase
+        return death.reason, of_process(death, phase, process.file("stderr"), settings)
+    if doom.reason == "garbage":
+        return doom.reason, of_garbage(doom.status.phase, settings)
+    if doom.reason != "timeout":
+        return doom.reason, None
+    phase = doom.status.phase
+    if process.stopping_at is not None and phase != page.LEAVING:
+        phase = page.ENDING
+    words, stacks = limits.words[phase], process.page.stacks()
+    return doom.reason, of_timeout(phase, words, stacks, doom.silent_in, settings)
+
+
 def of_process(death: Death, phase: int, stderr_file: str, settings: Settings) -> Error:
     """Return the error of a mini-batch, or of a start, that a death ended."""
     while_ = f"while {DOING.get(phase, DOING[page.IDLE])}"
     if death.reason == "memory":
-        how = f"was killed for memory {while_}; it had {death.peak_kb / 1024:,.0f} MB at its peak"
+        how = f"was killed for memory {while_}; {failures.peak(death.peak_kb)}"
     elif death.reason == "signal":
         how = f"was killed by signal {_signal(os.WTERMSIG(death.status))} {while_}"
     else:
@@ -112,15 +142,41 @@ def of_process(death: Death, phase: int, stderr_file: str, settings: Settings) -
     )
 
 
-def of_timeout(phase: int, words: str, stacks: str, settings: Settings) -> Error:
-    """Return the error of what took too long; `stacks` is where it was when that was noticed."""
+def of_garbage(phase: int, settings: Settings) -> Error:
+    """Return the error of what wrote into the channel of its worker process."""
+    return failures.record(
+        settings,
+        category="exit",
+        type_="ChannelBroken",
+        message="the worker process was killed, as what came from it was no result: the script, or a "
+        "library of it, has written to a file descriptor that it did not open",
+        trace="",
+        stage=STAGES[phase],
+    )
+
+
+def of_timeout(phase: int, words: str, stacks: str, silent_in: str, settings: Settings) -> Error:
+    """Return the error of what took too long.
+
+    Args:
+        stacks: Where it was when that was noticed; empty: it did not say.
+        silent_in: Then: where the kernel had it.
+    """
+    trace = (
+        f"Stacks of all threads at that moment:\n{stacks}"
+        if stacks
+        else (
+            "It did not answer the signal that asks for the stacks of its threads. "
+            f"The kernel says: {silent_in}."
+        )
+    )
     return failures.record(
         settings,
         category="timeout",
         type_="TimedOut",
         message=words,
         where=_where(stacks, settings["source_folder"]),
-        trace=f"Stacks of all threads at that moment:\n{stacks}" if stacks else "",
+        trace=trace,
         stage=STAGES[phase],
     )
 
@@ -144,10 +200,13 @@ def _cgroup_files() -> list[str]:
         with open("/proc/self/cgroup", encoding="utf-8") as file:
             for line in file:
                 _number, controllers, path = line.rstrip("\n").split(":", 2)
+                # In a container the group itself may be what is mounted, and the path lead nowhere.
                 if not controllers:
-                    found.append(f"/sys/fs/cgroup{path}/memory.events")
+                    found += [f"/sys/fs/cgroup{place}/memory.events" for place in (path, "")]
                 elif "memory" in controllers.split(","):
-                    found.append(f"/sys/fs/cgroup/memory{path}/memory.oom_control")
+                    found += [
+                        f"/sys/fs/cgroup/memory{place}/memory.oom_control" for place in (path, "")
+                    ]
     except OSError:
         pass
     return found

@@ -47,7 +47,7 @@ def encode(result: Any, output_action: str, append_row: AppendRow) -> Encoded:
 
 def _lines(elements: Iterable[Any]) -> bytes:
     """Return one line per element; only a newline inside a text breaks its line, as in Azure."""
-    text = "".join([f"{text}\n" for text in _texts(elements)])
+    text = "\n".join([*_texts(elements), ""])
     # File names that are not UTF-8 come as surrogates, and leave as the bytes that they were.
     return text.encode("utf-8", "surrogateescape")
 

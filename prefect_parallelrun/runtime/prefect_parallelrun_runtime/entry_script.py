@@ -57,8 +57,11 @@ class EntryScript:
             if self._log_file is None:
                 handler = logging.StreamHandler()
             else:
-                os.makedirs(os.path.dirname(self._log_file), exist_ok=True)
-                handler = logging.FileHandler(self._log_file, encoding="utf-8")
+                try:
+                    os.makedirs(os.path.dirname(self._log_file), exist_ok=True)
+                    handler = logging.FileHandler(self._log_file, encoding="utf-8")
+                except OSError:  # a log that cannot be written must fail no mini-batch
+                    handler = logging.StreamHandler()
             handler.setFormatter(UtcFormatter(LOG_FORMAT))
             logger = logging.getLogger("EntryScript")
             logger.addHandler(handler)

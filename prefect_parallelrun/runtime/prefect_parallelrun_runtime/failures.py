@@ -18,6 +18,9 @@ _MESSAGE_LIMIT = 8_000
 _TRACEBACK_LIMIT = 64_000
 _STDERR_SHOWN = 2_000
 _ITEMS_SHOWN = 3
+_OUT_OF_MEMORY = "OutOfMemoryError"
+"""What PyTorch, CuPy and others call it; they have nothing in common but the name."""
+_CUDA_OUT_OF_MEMORY = "CUDA out of memory"
 
 
 def record(
@@ -40,27 +43,32 @@ def record(
     return {
         "category": category,
         "type": type_,
-        "message": shorten(message, _MESSAGE_LIMIT),
-        "where": where,
-        "traceback": shorten(trace, _TRACEBACK_LIMIT),
+        "message": _writable(shorten(message, _MESSAGE_LIMIT)),
+        "where": _writable(where),
+        "traceback": _writable(shorten(trace, _TRACEBACK_LIMIT)),
         "stage": stage,
     }
+
+
+def _writable(text: str) -> str:
+    # A file name that is not UTF-8 has surrogates, and no log, journal or report could hold them.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def describe(
     exc: BaseException, settings: Settings, *, stage: str, category: str = "exception"
 ) -> Error:
     """Return the record of an exception, its stack trace without frames of ours."""
-    if isinstance(exc, MemoryError) or type(exc).__name__ == "OutOfMemoryError":
-        category = "memory"
     trace = _from_user_code(exc.__traceback__)
+    message = _message(exc)
+    if _is_out_of_memory(exc, message):
+        category = "memory"
+        message = f"{message or 'out of memory'} ({_peak()})"
     try:
         text = "".join(traceback.format_exception(type(exc), exc, trace))
-    except (
-        Exception
-    ) as broken:  # an exception that cannot be shown must not hide that there was one
+    except BaseException as broken:
+        # An exception that cannot be shown must not hide that there was one.
         text = f"{type(exc).__name__} (its stack trace cannot be shown: {type(broken).__name__})\n"
-    message = _message(exc)
     if isinstance(exc, SystemExit) and (told := _told_on_stderr(settings)):
         # "2" says nothing; what argparse has against the arguments, for one, stands there.
         message += f"\nThe end of its stderr:\n{told}"
@@ -85,7 +93,7 @@ def end_of(path: str, limit: int) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.path.getsize(path) - limit))
-            return file.read().decode(errors="replace").strip()
+            return file.read(limit).decode(errors="replace").strip()
     except OSError:
         return ""
 
@@ -97,9 +105,15 @@ def append_to_log(path: str, heading: str, error: Error, items: list[str]) -> No
     if items:
         lines.append("first items: " + ", ".join(items))
     lines.append(error["traceback"].rstrip() or "(no stack trace)")
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write("\n".join(lines) + "\n\n")
+    append(path, "\n".join(lines) + "\n\n")
+
+
+def append(path: str, text: str) -> None:
+    """Append to a log file of ours as far as that is possible: a full disk, or a folder that is gone, must fail nothing."""
+    with contextlib.suppress(OSError):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
 
 
 def heading(task: list[Any], stage: str) -> str:
@@ -145,10 +159,37 @@ def _told_on_stderr(settings: Settings) -> str:
     return end_of(process_file(settings, "stderr"), _STDERR_SHOWN)
 
 
+def _is_out_of_memory(exc: BaseException, message: str) -> bool:
+    return (
+        isinstance(exc, MemoryError)
+        or any(one.__name__ == _OUT_OF_MEMORY for one in type(exc).__mro__)
+        or _CUDA_OUT_OF_MEMORY in message
+    )
+
+
+def _peak() -> str:
+    """Say how much memory this process has had at most."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return peak(int(line.split()[1]))
+    except (OSError, MemoryError):  # where memory is short, there may be none for this either
+        pass
+    return peak(0)
+
+
+def peak(kilobytes: int) -> str:
+    """Say what the most memory was that a process had; 0: nobody knows."""
+    if not kilobytes:
+        return "it is not known how much memory the process had"
+    return f"the process had {kilobytes / 1024:,.0f} MB at its peak"
+
+
 def _message(exc: BaseException) -> str:
     try:
         return str(exc)
-    except Exception as broken:
+    except BaseException as broken:
         return f"(its text cannot be shown: {type(broken).__name__} in __str__)"
 
 

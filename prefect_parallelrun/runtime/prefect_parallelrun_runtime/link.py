@@ -26,6 +26,8 @@ class Link:
         """Bytes that are waiting to be sent."""
         self.closed = False
         """Whether the other end is gone."""
+        self.garbled = False
+        """Whether something came that is no frame; nothing is read any more."""
 
     def fileno(self) -> int:
         """Return the descriptor, for epoll."""
@@ -36,8 +38,7 @@ class Link:
         found: list[tuple[int, int, bytes]] = []
         for _ in range(_READS_PER_ROUND):
             data = self._read()
-            if data:
-                found += self._splitter.feed(data)
+            found += self._split(data)
             if len(data) < _READ:
                 break
         return found
@@ -46,10 +47,19 @@ class Link:
         """Return all frames that are complete, until nothing more is there to read."""
         found: list[tuple[int, int, bytes]] = []
         while data := self._read():
-            found += self._splitter.feed(data)
+            found += self._split(data)
         return found
 
+    def _split(self, data: bytes) -> list[tuple[int, int, bytes]]:
+        try:
+            return self._splitter.feed(data)
+        except channel.Garbage as garbage:
+            self.garbled = True
+            return garbage.complete
+
     def _read(self) -> bytes:
+        if self.garbled:
+            return b""
         try:
             data = self._socket.recv(_READ)
         except BlockingIOError:

@@ -88,7 +88,24 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> Loaded:
         raise LoadError(f"{path}: {error}; name the right encoding= for the dataset") from None
     except (OSError, ValueError) as error:
         raise LoadError(f"{path} cannot be read: {error}") from error
+    if "part" in work:
+        frame = _part(frame, work["part"], path)
     return Loaded(frame, len(frame), MiniBatchTable(frame))
+
+
+def _part(frame: pd.DataFrame, part: list[int], path: str) -> pd.DataFrame:
+    """Return the rows [first, stop) of a mini-batch, as if it had no others."""
+    import pandas as pd
+
+    first, stop = part
+    if not 0 <= first < stop <= len(frame):
+        raise LoadError(
+            f"{path}: rows {first + 1:,} to {stop:,} of a mini-batch were asked for, and it has "
+            f"{len(frame):,} rows now: the file was changed since the step was planned"
+        )
+    # A copy, since pandas warns who writes into a slice.
+    rows = frame.iloc[first:stop].copy()
+    return rows.reset_index(drop=True) if isinstance(rows.index, pd.RangeIndex) else rows
 
 
 def _check_there(paths: list[str]) -> None:

@@ -140,7 +140,8 @@ class Event(TypedDict, total=False):
 
     `supervisor_ready`; `process_started`, `process_ready`, `start_failed` (with `error`),
     `shutdown_failed` (with `error`; `shutdown()` raised, took too long or was killed),
-    `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row).
+    `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row);
+    `logs_lost` (once per node, with `reason`: log files cannot be written, and are not).
     """
 
     name: str
@@ -148,6 +149,7 @@ class Event(TypedDict, total=False):
     process: str
     pid: int
     reason: str
-    """For `process_ended`: `stopped`, `timeout`, `exit`, `signal`, `memory`, `cancelled`."""
+    """For `process_ended`: `stopped`, `timeout`, `exit`, `signal`, `memory`, `cancelled`, or `garbage`
+    (it was killed for what it had written into its channel)."""
     bundle: int
     error: Error

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from prefect_parallelrun_runtime import (
     bundles,
@@ -20,6 +19,7 @@ from prefect_parallelrun_runtime import (
     processes,
     reaper,
     reports,
+    watch,
 )
 from prefect_parallelrun_runtime.messages import Error, Settings
 
@@ -34,13 +34,13 @@ class Node:
     def __init__(self, settings: Settings, agent: link.Link, poll: select.epoll) -> None:
         self._settings = settings
         self._agent = agent
-        self._poll = poll
         self._deadlines = deadlines.Deadlines(settings)
         self._bundles = bundles.Bundles()
         self._crew = crew.Crew(settings)
         self._deaths = deaths.Register()
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._masks: dict[int, int] = {}
+        self._watch = watch.Watch(poll)
+        self._logs_are_lost = False
+        self._gave_up = False
         self._stopping = False
         self._paused = False
         self._relayed = 0
@@ -86,28 +86,24 @@ class Node:
 
     def readable(self, fd: int) -> None:
         """Handle what the poll reported."""
-        handler = self._handlers.get(fd)
-        if handler is not None:  # else its process has ended earlier in this round
-            handler()
+        self._watch.handle(fd)
 
     def tend(self, now: float) -> int:
         """Hand out work and look at the clock; returns how much was relayed since the last time."""
         self._hand_out()
         if now >= self.next_check:
             self._deaths.reap(self._crew.pids())
-            self.next_check = min(
-                (self._check(process, now) for process in self._crew), default=now + _IDLE_WAIT_S
-            )
+            self._start_missing()
+            checks = [self._check(process, now) for process in self._crew]
+            start = None if self._stopping else self._crew.start_at
+            self.next_check = min([*checks, now + _IDLE_WAIT_S if start is None else start])
         self._set_pause()
         relayed, self._relayed = self._relayed, 0
         return relayed
 
     def write_system_error(self, text: str) -> None:
         """Write down an exception of our own code."""
-        path = self._settings["files"]["system_error"]
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(text)
+        failures.append(self._settings["files"]["system_error"], text)
 
     # Bundles.
 
@@ -145,12 +141,19 @@ class Node:
         if process.link.unsent:
             process.link.flush()
         self._relay(process, process.link.receive())
+        process.moved_at = time.monotonic()
+        if process.link.garbled:
+            self._kill(process, "garbage", process.page.read())
         self._set_mask(process)
 
     def _relay(
         self, process: processes.WorkerProcess, frames: list[tuple[int, int, bytes]]
     ) -> None:
         for kind, tag, frame in frames:
+            if not self._is_due(process, kind, tag, frame):
+                # The script has written into the channel: nothing that comes can be trusted now.
+                process.link.garbled = True
+                return
             self._agent.send(frame)
             self._relayed += 1
             if kind == channel.RESULT:
@@ -158,11 +161,18 @@ class Node:
                 self._has_worked(process)
             elif kind == channel.BUNDLE_END:
                 self._bundle_ended(process, tag)
-            elif kind == channel.EVENT:
+            else:
                 self._heard(process, frame)
 
+    def _is_due(self, process: processes.WorkerProcess, kind: int, tag: int, frame: bytes) -> bool:
+        """Return whether a frame is what the process can have to say now."""
+        if kind in (channel.RESULT, channel.BUNDLE_END):
+            bundle = self._bundles.current(process.name)
+            return bundle is not None and bundle.tag == tag
+        return kind == channel.EVENT and reports.is_event(frame)
+
     def _bundle_ended(self, process: processes.WorkerProcess, tag: int) -> None:
-        if process.page.read().phase == page.ENDING:
+        if process.page.read().phase == page.LEAVING:
             # By sys.exit() in run(): what lies with it shall not wait until it is gone.
             self._bundles.retire(process.name)
             while self._take_back(process.name):
@@ -190,16 +200,41 @@ class Node:
     # Worker processes: life and death.
 
     def _start_missing(self) -> None:
-        if self._stopping:
+        if self._stopping or self._crew.start_at is None:
             return
-        for process in self._crew.fill():
-            self._bundles.join(process.name)
-            self._handlers[process.link.fileno()] = functools.partial(self._from_worker, process)
-            self._handlers[process.pidfd] = functools.partial(self._ended, process)
-            self._poll.register(process.pidfd, select.EPOLLIN)
-            self._set_mask(process)
-            self._say("process_started", process)
+        try:
+            for process in self._crew.fill(time.monotonic()):
+                self._bundles.join(process.name)
+                self._watch.add(
+                    process.link.fileno(), functools.partial(self._from_worker, process)
+                )
+                self._watch.add(process.pidfd, functools.partial(self._ended, process))
+                self._set_mask(process)
+                self._say("process_started", process)
+                if process.log_trouble:
+                    self._tell_lost_logs(process)
+        except processes.StartError as failure:
+            self._could_not_start(failure)
         self.next_check = 0.0
+
+    def _could_not_start(self, failure: processes.StartError) -> None:
+        error = failures.describe(failure, self._settings, stage="import")
+        self.write_system_error(error["traceback"])
+        node = self._settings["node"]
+        self._agent.send(reports.event("start_failed", node, process=failure.process, error=error))
+        self._give_up_if_lost()
+
+    def _give_up_if_lost(self) -> None:
+        if self._crew.is_lost and not self._stopping and not self._gave_up:
+            self._gave_up = True
+            self._say("gave_up")
+
+    def _tell_lost_logs(self, process: processes.WorkerProcess) -> None:
+        """Say once that log files cannot be written: it is likely to be so for all processes."""
+        if not self._logs_are_lost:
+            self._logs_are_lost = True
+            self.write_system_error(f"{process.log_trouble}\n")
+            self._say("logs_lost", process, reason=process.log_trouble)
 
     def _check(self, process: processes.WorkerProcess, now: float) -> float:
         """Kill the process if it has taken too long; return when to look again."""
@@ -225,12 +260,19 @@ class Node:
     def _due(self, process: processes.WorkerProcess, status: page.Status) -> float | None:
         if process.stopping_at is not None:
             return self._deadlines.of_stop(process.stopping_at)
-        return self._deadlines.of_phase(status, process.started_at)
+        since = status.since
+        if status.phase in (page.STARTING, page.INIT):
+            since = process.started_at  # they share one limit
+        elif status.phase in (page.IDLE, page.SENDING):
+            if self._paused or self._bundles.current(process.name) is None:
+                return None  # it waits for us
+            since = max(since, process.moved_at)
+        return self._deadlines.of_phase(status.phase, since)
 
     def _kill(self, process: processes.WorkerProcess, reason: str, status: page.Status) -> None:
         if process.doom is None:
             # From here on it is not listened to: what it says while it is being killed is no result.
-            self._unwatch(process.link.fileno())
+            self._watch.remove(process.link.fileno())
             self._bundles.retire(process.name)
             process.doom = processes.Doom(reason, status, time.monotonic())
             self.next_check = 0.0
@@ -244,42 +286,24 @@ class Node:
     def _bury(self, process: processes.WorkerProcess, death: deaths.Death) -> None:
         if process.doom is None:
             self._relay(process, process.link.drain())
-        self._unwatch(process.link.fileno())
-        self._unwatch(process.pidfd)
+        self._watch.remove(process.link.fileno())
+        self._watch.remove(process.pidfd)
         self._crew.remove(process)
         reaper.kill_remains(process.pid, process.marker, self._crew.pids())
-        reason, error = self._cause(process, death)
-        self._settle(process, error)
-        if error is not None:
+        reason, error = deaths.cause(process, death, self._deadlines, self._settings)
+        blamed = self._settle(process, error)
+        if error is not None and not blamed:
             self._judge(process, error)
         self._say("process_ended", process, reason=reason)
         process.close()
         self._start_missing()
-        if self._crew.is_lost and not self._stopping:
-            self._say("gave_up")
+        self._give_up_if_lost()
 
-    def _cause(
-        self, process: processes.WorkerProcess, death: deaths.Death
-    ) -> tuple[str, Error | None]:
-        """Return why it ended, for `process_ended`, and the error if that was not what we wanted."""
-        doom = process.doom
-        if doom is None:
-            if process.stopping_at is not None and death.reason == "exit":
-                return "stopped", None
-            status = process.page.read()
-            stderr = process.file("stderr")
-            return death.reason, deaths.of_process(death, status.phase, stderr, self._settings)
-        if doom.reason != "timeout":
-            return doom.reason, None
-        phase = page.ENDING if process.stopping_at is not None else doom.status.phase
-        words, stacks = self._deadlines.words[phase], process.page.stacks()
-        return doom.reason, deaths.of_timeout(phase, words, stacks, self._settings)
-
-    def _settle(self, process: processes.WorkerProcess, error: Error | None) -> None:
-        """End the bundle of a dead process; charge its death to the mini-batch that was running."""
+    def _settle(self, process: processes.WorkerProcess, error: Error | None) -> bool:
+        """End the bundle of a dead process; charge its death to the mini-batch that was running, if any."""
         bundle = self._bundles.leave(process.name)
         if bundle is None:
-            return
+            return False
         status = process.page.read() if process.doom is None else process.doom.status
         blamed = (
             error is not None
@@ -295,6 +319,7 @@ class Node:
             self._agent.send(frame)
             self._has_worked(process)
         self._agent.send(reports.bundle_end(bundle, bundle.results + blamed, process.name))
+        return blamed
 
     def _has_worked(self, process: processes.WorkerProcess) -> None:
         if not process.has_worked:
@@ -312,6 +337,9 @@ class Node:
         # One that dies after init() without having done anything is a start that failed, too: else
         # such processes would be replaced for ever.
         if process.has_worked:
+            # One that leaves by sys.exit() has told so before.
+            if error["stage"] != deaths.STAGES[page.LEAVING]:
+                self._log(process, "between mini-batches", error, [])
             return
         if process.start_failure is None:
             self._log(process, "start", error, [])
@@ -323,7 +351,9 @@ class Node:
     def _say(
         self, name: str, process: processes.WorkerProcess | None = None, **more: object
     ) -> None:
-        self._agent.send(reports.event(name, self._settings["node"], process, **more))
+        if process is not None:
+            more = {"process": process.name, "pid": process.pid, **more}
+        self._agent.send(reports.event(name, self._settings["node"], **more))
 
     def _log(
         self, process: processes.WorkerProcess, heading: str, error: Error, items: list[str]
@@ -335,25 +365,16 @@ class Node:
         if paused != self._paused:
             self._paused = paused
             for process in self._crew:
+                process.moved_at = time.monotonic()
                 self._set_mask(process)
 
     def _set_mask(self, process: processes.WorkerProcess) -> None:
         """Watch its socket for what is wanted of it now."""
         fd = process.link.fileno()
         if process.doom is not None or process.link.closed:
-            self._unwatch(fd)
+            self._watch.remove(fd)
             return
         mask = 0 if self._paused else select.EPOLLIN
         if process.link.unsent:
             mask |= select.EPOLLOUT
-        known = self._masks.get(fd)
-        if known is None:
-            self._poll.register(fd, mask)
-        elif known != mask:
-            self._poll.modify(fd, mask)
-        self._masks[fd] = mask
-
-    def _unwatch(self, fd: int) -> None:
-        if self._handlers.pop(fd, None) is not None:
-            self._masks.pop(fd, None)
-            self._poll.unregister(fd)
+        self._watch.change(fd, mask)

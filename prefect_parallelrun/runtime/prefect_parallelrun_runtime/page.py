@@ -27,11 +27,16 @@ RUNNING = 5
 ENCODING = 6
 """Turning what `run()` returned into bytes."""
 SENDING = 7
-"""Handing the result over. No deadline: the supervisor may be the one that is slow."""
+"""Handing the result over."""
 ENDING = 8
-"""Leaving: in `shutdown()`, or after `sys.exit()`."""
+"""In the script's `shutdown()`."""
+LEAVING = 9
+"""After that, or after `sys.exit()`: the interpreter waits for threads, and calls what is registered
+with `atexit`."""
+CUT_OFF = 10
+"""Leaving with something that cannot be handed over: the script has closed the channel."""
 
-BUSY = frozenset((LOADING, RUNNING, ENCODING, SENDING))
+BUSY = frozenset((LOADING, RUNNING, ENCODING, SENDING, CUT_OFF))
 """A death in one of these is charged to the mini-batch on the page, if its result has not come."""
 
 STACKS_SIGNAL = 50
@@ -73,6 +78,11 @@ class StatusPage:
         _LAYOUT.pack_into(self._memory, 0, count, items, now, bundle, position, phase, 0, count)
         return now
 
+    def change(self, phase: int) -> None:
+        """Write another phase of the same mini-batch."""
+        status = self.read()
+        self.set(phase, status.bundle, status.position, status.items)
+
     def read(self) -> Status:
         """Return what the process does, or did when it died."""
         raw = self._memory[: _LAYOUT.size]
@@ -103,7 +113,11 @@ class StatusPage:
 def new_page() -> StatusPage:
     """Make an empty page, of a process that is starting."""
     fd = os.memfd_create("parallelrun-status")
-    os.ftruncate(fd, mmap.PAGESIZE)
-    page = StatusPage(fd)
+    try:
+        os.ftruncate(fd, mmap.PAGESIZE)
+        page = StatusPage(fd)
+    except OSError:
+        os.close(fd)
+        raise
     page.set(STARTING)
     return page

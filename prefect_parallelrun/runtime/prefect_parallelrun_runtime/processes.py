@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -19,32 +20,58 @@ _UNKILLABLE_S = 10.0
 """After SIGKILL. What lives on sits in a call of a broken file system or driver, and is given up."""
 _BOOT = (
     # The working directory is the user's: it must not be searched for our modules, nor for Python's.
-    "import sys; sys.path[:] = [{runtime!r}] + [p for p in sys.path if p]; "
-    "from prefect_parallelrun_runtime.worker import main; main({channel}, {page}, {claims})"
+    "import sys; sys.path[:] = [{!r}] + [p for p in sys.path if p]; "
+    "from prefect_parallelrun_runtime.worker import main; main({}, {}, {})"
 )
+_DESCRIPTORS = 8
+"""That the supervisor has open for each process, with some to spare while one starts."""
+_COPY_LIMIT = 1 << 16
+"""Bytes. A source file up to that size is the process's own to write; what is larger, a model say, is
+a link to the node's one copy. Copies cost a start 25 µs each, the link 15."""
 
 
-class SourceTree(NamedTuple):
-    """The names in the source snapshot, relative to its root; listed once."""
+class StartError(Exception):
+    """A worker process could not be started: the system lacked something for it."""
 
+    def __init__(self, process: str, reason: OSError) -> None:
+        super().__init__(f"{process} could not be started: {reason}")
+        self.process = process
+
+
+class Grounds(NamedTuple):
+    """What each worker process of a node starts from."""
+
+    settings: Settings
     folders: list[str]
-    files: list[str]
+    """In the source snapshot, relative to its root; listed once."""
+    files: list[tuple[str, int]]
+    """In the source snapshot: name, and size in bytes."""
+    descriptors: tuple[int, int]
+    """How many a process may have open: the limit that was there before the supervisor raised its own."""
 
 
-def list_source(root: str) -> SourceTree:
-    """Return what is in the source snapshot."""
-    tree = SourceTree([], [])
-    for folder, folders, files in os.walk(root):
+def prepare(settings: Settings) -> Grounds:
+    """Look at the source snapshot, and make room for the descriptors of so many processes."""
+    folders: list[str] = []
+    files: list[tuple[str, int]] = []
+    root = settings["source_folder"]
+    for folder, inner, names in os.walk(root):
         below = os.path.relpath(folder, root)
-        tree.folders.extend(os.path.normpath(os.path.join(below, name)) for name in folders)
-        tree.files.extend(os.path.normpath(os.path.join(below, name)) for name in files)
-    return tree
+        folders.extend(os.path.normpath(os.path.join(below, name)) for name in inner)
+        for name in names:
+            size = os.path.getsize(os.path.join(folder, name))
+            files.append((os.path.normpath(os.path.join(below, name)), size))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _DESCRIPTORS * (settings["process_count"] + 2)
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
+    return Grounds(settings, folders, files, (soft, hard))
 
 
 class Doom:
     """A killing that goes on while the supervisor does other things."""
 
-    __slots__ = ("next_at", "reason", "status", "step", "until")
+    __slots__ = ("next_at", "reason", "silent_in", "status", "step", "until")
 
     def __init__(self, reason: str, status: page.Status, now: float) -> None:
         self.reason = reason
@@ -52,6 +79,8 @@ class Doom:
         self.status = status
         """What it was doing when the killing began."""
         self.step = "ask" if reason == "timeout" else "terminate"
+        self.silent_in = ""
+        """Where the kernel has it, if it does not tell its stacks."""
         self.next_at = now
         self.until = now + _STACKS_LIMIT_S
 
@@ -59,7 +88,13 @@ class Doom:
 class WorkerProcess:
     """A worker process; its name, log files and private folder are its alone."""
 
-    def __init__(self, slot: int, name: str, settings: Settings, tree: SourceTree) -> None:
+    def __init__(self, slot: int, name: str, grounds: Grounds) -> None:
+        """Start it.
+
+        Raises:
+            StartError: that is not possible now.
+        """
+        settings = grounds.settings
         self.slot = slot
         self.name = name
         self.ready = False
@@ -71,52 +106,63 @@ class WorkerProcess:
         self.start_failure: Error | None = None
         """What it said when import or `init()` raised."""
         self.doom: Doom | None = None
+        self.moved_at: float
+        """When something was last given to it, or came from it (monotonic seconds)."""
         self.marker = f"PARALLELRUN_PROCESS={settings['run_id']}/{settings['node']}/{name}".encode()
+        self.log_trouble = ""
+        """Why what it writes is lost; empty: it is not."""
         self._settings = settings
-        self._start(tree)
-        self.started_at = time.monotonic()
+        try:
+            self._start(grounds)
+        except OSError as error:
+            raise StartError(name, error) from error
+        self.started_at = self.moved_at = time.monotonic()
 
     def file(self, kind: str) -> str:
         """Return the path of one of its log files, `kind` being a key of `messages.Files`."""
         return self._settings["files"][kind].replace("{process}", self.name)  # type: ignore[literal-required,no-any-return]
 
-    def _start(self, tree: SourceTree) -> None:
+    def _start(self, grounds: Grounds) -> None:
         folder = os.path.join(self._settings["work_folder"], self.name)
         os.makedirs(folder, exist_ok=True)
-        ours, theirs = socket.socketpair()
-        # A bundle that is sent to a process may still be taken back: whoever reads its number from
-        # this pipe first, has it.
-        self._claims_out, self._claims_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.page = page.new_page()
-        stdout, stderr = _open_log(self.file("stdout")), _open_log(self.file("stderr"))
-        boot = _BOOT.format(
-            runtime=self._settings["runtime_folder"],
-            channel=theirs.fileno(),
-            page=self.page.fd,
-            claims=self._claims_out,
-        )
-        inherited = (theirs.fileno(), self.page.fd, self._claims_out)
-        supervisor = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            _become_worker(
-                supervisor,
-                self._settings,
-                folder,
-                tree,
-                (stdout, stderr),
-                inherited,
-                boot,
-                self._environment(),
-            )
-        self.pidfd = os.pidfd_open(self.pid)
-        theirs.close()
-        os.close(stdout)
-        os.close(stderr)
+        with contextlib.ExitStack() as failing, contextlib.ExitStack() as done:
+            ours, theirs = socket.socketpair()
+            failing.callback(ours.close)
+            done.callback(theirs.close)
+            # A bundle that is sent to a process may still be taken back: whoever reads its number
+            # from this pipe first, has it.
+            self._claims_out, self._claims_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            failing.callback(os.close, self._claims_out)
+            failing.callback(os.close, self._claims_in)
+            self.page = page.new_page()
+            failing.callback(self.page.close)
+            stdout = self._open_log("stdout")
+            done.callback(os.close, stdout)
+            stderr = self._open_log("stderr")
+            done.callback(os.close, stderr)
+            inherited = (theirs.fileno(), self.page.fd, self._claims_out)
+            supervisor = os.getpid()
+            self.pid = os.fork()
+            if self.pid == 0:
+                logs = (stdout, stderr)
+                _become_worker(supervisor, grounds, folder, logs, inherited, self._environment())
+            failing.callback(reaper.send, self.pid, signal.SIGKILL)
+            self.pidfd = os.pidfd_open(self.pid)
+            failing.pop_all()
         self.link = link.Link(ours)
         settings: Settings = {**self._settings, "process": self.name}
         self.link.send(channel.pack(channel.SETTINGS, header=settings))
         self.link.flush()
+
+    def _open_log(self, kind: str) -> int:
+        """Open a log file of the process; where that fails, what it writes is lost, but it runs."""
+        path = self.file(kind)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            self.log_trouble = f"{path} cannot be written: {error}"
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def _environment(self) -> dict[str, str]:
         name, _, value = self.marker.decode().partition("=")
@@ -130,6 +176,7 @@ class WorkerProcess:
     def give(self, tag: int, frame: bytes) -> None:
         """Hand a bundle over."""
         os.write(self._claims_in, tag.to_bytes(4, "little"))
+        self.moved_at = time.monotonic()
         self.link.send(frame)
         self.link.flush()
 
@@ -158,6 +205,8 @@ class WorkerProcess:
         elif doom.step == "listen" and now < doom.until and not self._stacks_are_complete():
             doom.next_at = now + _STACKS_POLL_S
         elif doom.step in ("listen", "terminate"):
+            if doom.step == "listen" and not self.page.stacks():
+                doom.silent_in = reaper.state(self.pid)
             reaper.send_group(self.pid, signal.SIGTERM)
             doom.step, doom.next_at = "kill", now + self._settings["kill_grace_s"]
         elif doom.step == "kill":
@@ -181,22 +230,16 @@ class WorkerProcess:
         os.close(self._claims_in)
 
 
-def _open_log(path: str) -> int:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-
-
 def _become_worker(
     supervisor: int,
-    settings: Settings,
+    grounds: Grounds,
     folder: str,
-    tree: SourceTree,
     logs: tuple[int, int],
     inherited: tuple[int, int, int],
-    boot: str,
     environment: dict[str, str],
 ) -> NoReturn:
     """Turn a fresh fork of the supervisor, which has one thread, into a worker process."""
+    settings = grounds.settings
     try:
         os.dup2(logs[0], 1)
         os.dup2(logs[1], 2)
@@ -207,10 +250,12 @@ def _become_worker(
         # The kernel shall take a worker process for memory, not the Dask worker that it serves.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-        _link_source(settings["source_folder"], folder, tree)
+        _lay_out_source(grounds, folder)
         os.chdir(folder)
         for fd in inherited:
             os.set_inheritable(fd, True)
+        resource.setrlimit(resource.RLIMIT_NOFILE, grounds.descriptors)
+        boot = _BOOT.format(settings["runtime_folder"], *inherited)
         os.execvpe(settings["python"], [settings["python"], "-c", boot], environment)
     except BaseException:
         os.write(2, traceback.format_exc().encode())
@@ -225,10 +270,33 @@ def _restore_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _link_source(source: str, folder: str, tree: SourceTree) -> None:
-    for name in tree.folders:
+def _lay_out_source(grounds: Grounds, folder: str) -> None:
+    """Let the source's files appear in a process's private folder (rule R107)."""
+    source = grounds.settings["source_folder"]
+    for name in grounds.folders:
         os.makedirs(os.path.join(folder, name), exist_ok=True)
-    for name in tree.files:
+    for name, size in grounds.files:
+        original, own = os.path.join(source, name), os.path.join(folder, name)
         # An earlier run may have used this folder.
         with contextlib.suppress(FileExistsError):
-            os.symlink(os.path.join(source, name), os.path.join(folder, name))
+            if size > _COPY_LIMIT or not _copied(original, own):
+                os.symlink(original, own)
+
+
+def _copied(original: str, own: str) -> bool:
+    """Return whether a copy could be made; for want of room it may not."""
+    data = os.open(original, os.O_RDONLY)
+    try:
+        rest = memoryview(os.read(data, _COPY_LIMIT))
+        copy = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, os.fstat(data).st_mode & 0o777)
+    finally:
+        os.close(data)
+    try:
+        while rest:
+            rest = rest[os.write(copy, rest) :]
+    except OSError:
+        os.unlink(own)
+        return False
+    finally:
+        os.close(copy)
+    return True

@@ -77,6 +77,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def state(pid: int) -> str:
+    """Say what the kernel knows of a process that gives no answer, such as `D (disk sleep) in nfs_wait`."""
+    found = "gone"
+    with contextlib.suppress(OSError):
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            found = next((line for line in file if line.startswith("State:")), "State: unknown")
+        found = found.partition(":")[2].strip()
+        with open(f"/proc/{pid}/wchan", encoding="ascii") as file:
+            place = file.read()
+        found += f" in {place}" if place not in ("", "0") else ""
+    return found
+
+
 def send(pid: int, number: int) -> None:
     """Send a signal; a process that is gone is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -145,3 +158,29 @@ def kill_everything(limit_s: float = 10.0) -> None:
         except ChildProcessError:
             return
         time.sleep(0.001)
+
+
+def kill_marked(prefix: bytes, limit_s: float = 10.0) -> bool:
+    """Send SIGKILL to each process of this user that has an environment entry which begins with `prefix`.
+
+    It goes on until none is left, or for `limit_s`; returns whether none is left. For what outlived its
+    supervisor: it is nobody's descendant any more, and only its environment tells where it came from.
+    """
+    deadline = time.monotonic() + limit_s
+    while marked := _marked(prefix):
+        if time.monotonic() > deadline:
+            return False
+        for pid in marked:
+            send(pid, signal.SIGKILL)
+        time.sleep(0.001)
+    return True
+
+
+def _marked(prefix: bytes) -> list[int]:
+    # What has ended has no environment any more, though its parent may not have asked for it yet.
+    me = os.getpid()
+    return [
+        pid
+        for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+        if pid != me and any(entry.startswith(prefix) for entry in _environment(pid))
+    ]

@@ -6,19 +6,23 @@ import json
 import time
 from typing import Any
 
-from prefect_parallelrun_runtime import bundles, channel, page, processes
-from prefect_parallelrun_runtime.messages import BundleEnd, Error, Event, Result
+from prefect_parallelrun_runtime import bundles, channel, page
+from prefect_parallelrun_runtime.messages import BundleEnd, Error, Result
 
 
-def event(
-    name: str, node: str, process: processes.WorkerProcess | None = None, **more: Any
-) -> bytes:
-    """Return the frame of an event."""
-    header: Event = {"name": name, "node": node}
-    if process is not None:
-        header["process"] = process.name
-        header["pid"] = process.pid
-    return channel.pack(channel.EVENT, more.get("bundle", 0), {**header, **more})
+def event(name: str, node: str, **more: Any) -> bytes:
+    """Return the frame of a `messages.Event`."""
+    return channel.pack(channel.EVENT, more.get("bundle", 0), {"name": name, "node": node, **more})
+
+
+def is_event(frame: bytes) -> bool:
+    """Return whether a frame of that kind holds what a worker process can have to say."""
+    try:
+        (opened,) = channel.frames(frame)
+        header = opened.json()
+    except ValueError:
+        return False
+    return isinstance(header, dict) and isinstance(header.get("name"), str)
 
 
 def bundle_end(bundle: bundles.Bundle, finished: int, process: str) -> bytes:

@@ -7,6 +7,7 @@ time-outs hold while the Dask worker is stuck in C code, and nothing outlives th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -102,7 +103,10 @@ class Supervisor:
         return max(0.0, min(_LONGEST_WAIT_S, self._node.next_check - time.monotonic()))
 
     def _from_agent(self) -> None:
-        for kind, tag, data in self._agent.receive():
+        frames = self._agent.receive()
+        if self._agent.garbled:
+            raise ValueError("what came from the agent is no frame")
+        for kind, tag, data in frames:
             if kind == channel.SETTINGS:
                 (frame,) = channel.frames(data)
                 self._begin(frame.json())
@@ -149,6 +153,7 @@ class Supervisor:
     def report_own_failure(self, text: str) -> None:
         """Write down an exception of this program's own code (rule R80)."""
         if self._node is None:
-            os.write(2, text.encode())
+            with contextlib.suppress(OSError):
+                os.write(2, text.encode())
             return
         self._node.write_system_error(text)
