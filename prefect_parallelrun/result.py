@@ -39,7 +39,6 @@ class ParallelRunResult(BaseModel):
     """Items by outcome; reused ones are part of those that succeeded."""
     attempts: int
     """Attempts of mini-batches, of all of them together."""
-    """Rows that `run()` returned, for mini-batches that succeeded."""
     reused: bool = False
     """Whether nothing had to run. The stored form always reads back so: whoever gets it, got an
     earlier result."""
@@ -123,7 +122,8 @@ class ParallelRunResult(BaseModel):
                     files += record["candidates"] if record["item"] is None else [record["item"]]
         except FileNotFoundError as error:
             raise DatasetError(
-                f"{path}, the list of failed items of step {self.name!r}, is gone"
+                f"{path}, the list of failed items of step {self.name!r}, is gone: the run folder "
+                "was removed, or the run was gone on with and they have succeeded since"
             ) from error
         return FileDataset.from_files(files)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from prefect_parallelrun.models import AttemptError, AttemptRecord, ErrorGroup, Outcome
 from prefect_parallelrun.output import schema
+from prefect_parallelrun.output.trouble import explained
 
 Order = Literal["input", "completion"]
 
@@ -16,29 +17,49 @@ _PAGE = 4096
 # A page comes as one text of numbers, in one step of SQLite: see recorder._ROWS_PER_STATEMENT.
 _SEGMENTS = {
     "input": (
-        "SELECT group_concat(mini_batch || ' ' || offset || ' ' || length) FROM ("
-        "SELECT mini_batch, offset, length FROM attempts "
-        "WHERE final = 1 AND mini_batch > ? AND length > 0 ORDER BY mini_batch LIMIT ?)"
+        "SELECT group_concat(mini_batch || ' ' || first || ' ' || offset || ' ' || length) FROM ("
+        "SELECT mini_batch, first, offset, length FROM attempts "
+        "WHERE final = 1 AND (mini_batch, first) > (?, ?) AND length > 0 "
+        "ORDER BY mini_batch, first LIMIT ?)"
     ),
     "completion": (
-        "SELECT group_concat(id || ' ' || offset || ' ' || length) FROM ("
+        "SELECT group_concat(id || ' 0 ' || offset || ' ' || length) FROM ("
         "SELECT id, offset, length FROM attempts "
-        "WHERE final = 1 AND id > ? AND length > 0 ORDER BY id LIMIT ?)"
+        "WHERE final = 1 AND (id, 0) > (?, ?) AND length > 0 ORDER BY id LIMIT ?)"
     ),
 }
 _DONE = (
-    "SELECT group_concat(mini_batch) FROM (SELECT mini_batch FROM attempts "
+    "SELECT group_concat(mini_batch) FROM (SELECT DISTINCT mini_batch FROM attempts "
     "WHERE final = 1 AND mini_batch > ? AND outcome = 'succeeded' ORDER BY mini_batch LIMIT ?)"
 )
+# A mini-batch that was split is settled when its parts are all of it; how much that is stands in the
+# attempts of the whole, which were before.
 _TOTALS = """
-SELECT count(*), total(final),
-    total(final = 1 AND outcome = 'succeeded'),
-    total(final = 1 AND outcome = 'succeeded' AND id <= :resumed_after),
-    total(final * items_total), total(final * items_succeeded), total(final * items_failed),
-    total(final * items_succeeded * (id <= :resumed_after)),
-    total(final * rows),
-    total(CASE WHEN final = 1 AND outcome = 'succeeded' THEN items_failed END)
-FROM attempts
+WITH split AS (
+    SELECT total(items_succeeded) > 0 AS succeeded, max(id) <= :resumed_after AS reused
+    FROM attempts AS part WHERE final = 1 AND stop IS NOT NULL GROUP BY mini_batch
+    HAVING sum(stop - first) >= (
+        SELECT max(items_total) FROM attempts AS whole
+        WHERE whole.final = 0 AND whole.stop IS NULL AND whole.mini_batch = part.mini_batch)
+)
+SELECT attempts,
+    mini_batches + (SELECT count(*) FROM split),
+    mini_batches_succeeded + (SELECT total(succeeded) FROM split),
+    mini_batches_reused + (SELECT total(succeeded AND reused) FROM split),
+    items, items_succeeded, items_failed, items_reused, rows, missing_rows
+FROM (
+    SELECT count(*) AS attempts,
+        total(final AND stop IS NULL) AS mini_batches,
+        total(final AND stop IS NULL AND outcome = 'succeeded') AS mini_batches_succeeded,
+        total(final AND stop IS NULL AND outcome = 'succeeded' AND id <= :resumed_after)
+            AS mini_batches_reused,
+        total(final * items_total) AS items, total(final * items_succeeded) AS items_succeeded,
+        total(final * items_failed) AS items_failed,
+        total(final * items_succeeded * (id <= :resumed_after)) AS items_reused,
+        total(final * rows) AS rows,
+        total(CASE WHEN final AND outcome = 'succeeded' THEN items_failed END) AS missing_rows
+    FROM attempts
+)
 """
 # With min(), SQLite takes the other columns from the row that has the minimum: the first attempt.
 # Losing a node, or being cancelled, is no error of the script, unless the mini-batch failed for it.
@@ -49,23 +70,35 @@ FROM errors AS e JOIN (
     SELECT error, count(*) AS attempts, min(id) AS first, mini_batch, items_sample, node, process,
         log_file
     FROM attempts
-    WHERE error IS NOT NULL AND (id > ? OR final = 1)
+    WHERE error IS NOT NULL AND id > ?
         AND (final = 1 OR outcome NOT IN ('node_lost', 'cancelled'))
     GROUP BY error
 ) AS g ON g.error = e.id
 ORDER BY g.attempts DESC, g.first LIMIT ?
 """
-_FAILURES = """
-SELECT a.mini_batch, a.attempt, a.outcome, a.items_total, a.items_failed, a.node, a.process,
-    a.log_file, a.error, e.category, e.type, coalesce(a.message, e.message), e.traceback
+# Only the first stack trace of each error is kept; at its end, where a message is, it gets one's own.
+_FAILURES = f"""
+SELECT a.mini_batch, a.first, a.stop, a.attempt, a.outcome, a.items_total, a.items_failed, a.node,
+    a.process, a.log_file, a.error, e.category, e.type, coalesce(a.message, e.message),
+    CASE WHEN substr(rtrim(e.traceback, char(10)), -length(e.message)) = e.message
+        THEN substr(rtrim(e.traceback, char(10)), 1,
+                length(rtrim(e.traceback, char(10))) - length(e.message))
+            || coalesce(a.message, e.message)
+        ELSE e.traceback END
 FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error
-WHERE a.final = 1 AND a.mini_batch > ? AND (a.outcome <> 'succeeded' OR a.items_failed > 0)
-ORDER BY a.mini_batch LIMIT ?
+WHERE {schema.FAILED} AND (a.mini_batch, a.first) > (?, ?)
+ORDER BY a.mini_batch, a.first LIMIT ?
+"""
+_FAILED_MINI_BATCHES = f"""
+SELECT DISTINCT mini_batch FROM attempts AS a WHERE {schema.FAILED} AND outcome <> 'succeeded'
+    AND NOT EXISTS (SELECT 1 FROM attempts AS b
+        WHERE b.final = 1 AND b.mini_batch = a.mini_batch AND b.items_succeeded > 0)
+ORDER BY mini_batch LIMIT ?
 """
 _ATTEMPTS = """
 SELECT a.mini_batch, a.attempt, a.final, a.outcome, a.node, a.process, a.items_total,
     a.items_succeeded, a.items_failed, a.rows, a.started_at, a.elapsed_s, a.cpu_s, a.run_s,
-    a.items_sample, a.log_file,
+    a.first, a.stop, a.items_sample, a.log_file,
     e.category, e.type, coalesce(a.message, e.message), e.location, e.traceback, e.stage
 FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error ORDER BY a.id
 """
@@ -76,9 +109,11 @@ class Totals(NamedTuple):
 
     attempts: int
     mini_batches: int
+    """One that was split counts once, when all of its items are settled."""
     mini_batches_succeeded: int
+    """Of one that was split, at least one item."""
     mini_batches_reused: int
-    """Part of those that succeeded: done before the run was resumed."""
+    """Part of those that succeeded: settled before this sitting."""
     items: int
     items_succeeded: int
     items_failed: int
@@ -88,9 +123,13 @@ class Totals(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A settled mini-batch of which items failed: all of them, or the rows that are missing."""
+    """Settled items that failed: all of a mini-batch or part, or as many as rows are missing."""
 
     mini_batch: int
+    first: int
+    """Of a part, the first item, from 0."""
+    stop: int | None
+    """Of a part, the item after the last; None: this is of the whole mini-batch."""
     attempt: int
     """The number of the attempt that settled it, and so of attempts."""
     outcome: str
@@ -105,7 +144,7 @@ class Failure(NamedTuple):
     type: str | None
     message: str | None
     traceback: str | None
-    """That of the first failure of this kind."""
+    """That of the first failure of this kind, with this one's message at its end."""
 
 
 class Journal:
@@ -130,27 +169,27 @@ class Journal:
     def totals(self) -> Totals:
         """Return all sums, in one pass."""
         values = {"resumed_after": self._resumed_after()}
-        (row,) = self._select(_TOTALS, values)
+        (row,) = self.select(_TOTALS, values)
         return Totals(*map(int, row))
 
     def segments(self, order: Order) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) in bytes of all rows in the partial file; neighbours in one."""
         start = end = 0
-        after = -1
-        while page := self._page(_SEGMENTS[order], after):
-            triples = sorted(tuple(map(int, part.split(" "))) for part in page)
-            for _, offset, length in triples:
+        after = (-1, 0)
+        while page := self._page(_SEGMENTS[order], *after):
+            rows = sorted(tuple(map(int, part.split(" "))) for part in page)
+            for _, _, offset, length in rows:
                 if offset != end:
                     if end > start:
                         yield start, end - start
                     start = offset
                 end = offset + length
-            after = triples[-1][0]
+            after = rows[-1][0], rows[-1][1]
         if end > start:
             yield start, end - start
 
     def done(self) -> Iterator[int]:
-        """Yield the index of every mini-batch that succeeded, ascending."""
+        """Yield the index of every mini-batch that succeeded, be it in part, ascending."""
         after = -1
         while page := self._page(_DONE, after):
             indices = sorted(map(int, page))
@@ -158,14 +197,15 @@ class Journal:
             after = indices[-1]
 
     def headers(self) -> list[str]:
-        """Return the distinct header lines, that of the first mini-batch in input order first."""
-        if not list(self._select("SELECT 1 FROM headers LIMIT 1")):
+        """Return the distinct header lines, that of the first rows in input order first."""
+        if not list(self.select("SELECT 1 FROM headers LIMIT 1")):
             return []  # without the look at every attempt
         return [
             line
-            for (line,) in self._select(
+            for (line,) in self.select(
                 "SELECT h.line FROM attempts AS a JOIN headers AS h ON h.id = a.header "
-                "WHERE a.final = 1 GROUP BY h.id ORDER BY min(a.mini_batch)"
+                "WHERE a.final = 1 GROUP BY h.id "
+                "ORDER BY min((a.mini_batch << 31) + a.first)"  # SQLite has 64 bits
             )
         ]
 
@@ -195,28 +235,24 @@ class Journal:
                 node,
                 process,
                 log_file,
-            ) in self._select(_GROUPS, (self._resumed_after(), limit))
+            ) in self.select(_GROUPS, (self._resumed_after(), limit))
         ]
 
-    def failures(self, after: int = -1) -> Iterator[Failure]:
-        """Yield what failed for good, by mini-batch, from the one after `after`."""
-        while rows := [Failure(*row) for row in self._select(_FAILURES, (after, _PAGE))]:
+    def failures(self) -> Iterator[Failure]:
+        """Yield what failed for good, by mini-batch and item."""
+        after = (-1, 0)
+        while rows := [Failure(*row) for row in self.select(_FAILURES, (*after, _PAGE))]:
             yield from rows
-            after = rows[-1].mini_batch
+            after = (rows[-1].mini_batch, rows[-1].first)
 
     def failed_mini_batches(self, limit: int) -> tuple[int, ...]:
-        """Return the first mini-batches that failed for good, in input order."""
-        rows = self._select(
-            "SELECT mini_batch FROM attempts WHERE final = 1 AND outcome <> 'succeeded' "
-            "ORDER BY mini_batch LIMIT ?",
-            (limit,),
-        )
-        return tuple(index for (index,) in rows)
+        """Return the first mini-batches of which nothing succeeded, in input order."""
+        return tuple(index for (index,) in self.select(_FAILED_MINI_BATCHES, (limit,)))
 
     def attempts(self) -> Iterator[AttemptRecord]:
         """Yield every attempt, in the order in which they ended."""
-        for row in self._select(_ATTEMPTS):
-            sample, log_file, category, kind, message, where, traceback, stage = row[14:]
+        for row in self.select(_ATTEMPTS):
+            first, stop, sample, log_file, category, kind, message, where, trace, stage = row[14:]
             error = None
             if category is not None:
                 error = AttemptError(
@@ -224,12 +260,13 @@ class Journal:
                     type=kind,
                     message=message,
                     where=where,
-                    traceback=traceback,
+                    traceback=trace,
                     stage=stage,
                 )
             yield AttemptRecord(
                 mini_batch=row[0],
                 attempt=row[1],
+                part=None if stop is None else (first, stop),
                 final=bool(row[2]),
                 outcome=Outcome(row[3]),
                 node=row[4],
@@ -247,21 +284,34 @@ class Journal:
                 log_file=log_file or "",
             )
 
+    def select(self, query: str, values: Any = ()) -> Iterator[Any]:
+        """Yield what a query finds; for modules that know the schema."""
+        with explained(self.path):
+            # "yield from" would close the cursor of whoever lets go half-way, and raise where the
+            # connection was closed before.
+            for row in self._connection.execute(query, values):  # noqa: UP028
+                yield row
+
+    def check(self) -> None:
+        """Read all of it for contradictions.
+
+        Raises:
+            OutputError: it is damaged.
+        """
+        with explained(self.path):
+            schema.check(self._connection, self.path)
+
     def _resumed_after(self) -> int:
-        """Return the number of the last attempt before the run was resumed; 0 if it never was."""
-        for (value,) in self._select("SELECT value FROM meta WHERE key = 'resumed_after'"):
+        """Return the number of the last attempt before this sitting; 0 if it is the first."""
+        for (value,) in self.select("SELECT value FROM meta WHERE key = 'resumed_after'"):
             return int(value)
         return 0
 
-    def _page(self, query: str, after: int) -> list[str]:
+    def _page(self, query: str, *after: int) -> list[str]:
         """Return the parts of one page, empty at the end; `query` takes `after` and a limit."""
-        for (text,) in self._select(query, (after, _PAGE)):
+        for (text,) in self.select(query, (*after, _PAGE)):
             return str(text).split(",") if text is not None else []
         return []
-
-    def _select(self, query: str, values: Any = ()) -> Iterator[Any]:
-        with schema.explained(self.path):
-            yield from self._connection.execute(query, values)
 
 
 def _items(sample: str | None) -> tuple[str, ...]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from prefect_parallelrun.errors import OutputError, refuse
 from prefect_parallelrun.output.descriptors import read_into, sync_folder, write_all
 from prefect_parallelrun.output.journal import Journal, Order
+from prefect_parallelrun.output.trouble import damaged_partial
 from prefect_parallelrun.paths import RunPaths
 
 _COPY_BYTES = 1 << 20
@@ -20,6 +22,18 @@ _COLLECT_SEGMENTS = 8192
 _SPAN_BYTES = 16 << 20
 _GAP_BYTES = 16 << 10
 """Reading so much that is not wanted costs less than another call."""
+
+_NOT_NAMELESS = (
+    errno.EOPNOTSUPP,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.ENOENT,
+    errno.EXDEV,
+    errno.EPERM,
+)
+"""What file systems and kernels say that have no files without a name, or cannot name them later."""
+
+Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 def check_destination(folder: Path, file_name: str | None = None) -> None:
@@ -48,30 +62,38 @@ def check_destination(folder: Path, file_name: str | None = None) -> None:
         )
 
 
-def publish(
-    journal: Journal,
-    paths: RunPaths,
-    target: Path,
-    *,
-    order: Order,
-    log: logging.Logger | logging.LoggerAdapter[logging.Logger],
-) -> Path:
-    """Write the rows into a file beside `target` and rename it into place.
+def publish(journal: Journal, paths: RunPaths, target: Path, *, order: Order, log: Log) -> Path:
+    """Write the rows into a new file and give it the name of `target`, in one step.
 
-    A reader sees the earlier file or the whole new one, never anything between.
+    A reader sees the earlier file or the whole new one, never anything between. Where the file
+    system can do that, the new file has no name before it is whole, so that a driver that is killed
+    meanwhile leaves nothing.
 
     Raises:
         OutputError: it could not be written; an earlier file is as it was.
     """
-    # Named after the run, so that what a killed driver left is overwritten by the one that goes on.
+    ((end,),) = journal.select("SELECT coalesce(max(offset + length), 0) FROM attempts")
+    size = paths.partial.stat().st_size if paths.partial.exists() else 0
+    if size < end:
+        raise damaged_partial(paths, size, end)
+
+    def fill(descriptor: int) -> None:
+        write_all(descriptor, header(journal, log))
+        with paths.partial.open("rb") as partial:
+            for piece in pieces(partial.fileno(), journal.segments(order)):
+                write_all(descriptor, piece)
+        os.fsync(descriptor)
+
+    # Named after the run: where a driver was killed before the last step, the one that goes on
+    # finds it.
     temporary = target.parent / f".parallelrun-{paths.root.name}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
         try:
-            with temporary.open("wb", buffering=0) as file, paths.partial.open("rb") as partial:
-                file.write(_header(journal, log))
-                copy(partial.fileno(), file.fileno(), journal.segments(order))
-                os.fsync(file.fileno())
+            if not _write_nameless(temporary, fill):
+                with temporary.open("wb", buffering=0) as file:
+                    fill(file.fileno())
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -86,7 +108,26 @@ def publish(
     return target
 
 
-def _header(journal: Journal, log: logging.Logger | logging.LoggerAdapter[logging.Logger]) -> bytes:
+def _write_nameless(path: Path, fill: Callable[[int], None]) -> bool:
+    """Fill a file that gets its name when it is whole; return False where that cannot be done."""
+    try:
+        descriptor = os.open(path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+        try:
+            fill(descriptor)
+            # Only with a folder given, be the path absolute or not, is the link followed.
+            source = f"/proc/self/fd/{descriptor}"
+            os.link(source, path, src_dir_fd=descriptor, follow_symlinks=True)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _NOT_NAMELESS:
+            return False
+        raise
+    return True
+
+
+def header(journal: Journal, log: Log) -> bytes:
+    """Return what comes before all rows: the header line, where one is wanted (R103)."""
     lines = journal.headers()
     if len(lines) > 1:
         log.warning(
@@ -99,11 +140,12 @@ def _header(journal: Journal, log: logging.Logger | logging.LoggerAdapter[loggin
     return lines[0].encode() if lines else b""
 
 
-def copy(source: int, target: int, segments: Iterable[tuple[int, int]]) -> None:
-    """Append the segments (offset and length in bytes) of one descriptor to another, in order.
+def pieces(source: int, segments: Iterable[tuple[int, int]]) -> Iterator[bytes | memoryview]:
+    """Yield what segments (offset and length in bytes) of a descriptor hold, in order.
 
-    Memory is bounded, and calls are few even for millions of tiny segments: each would let go of
-    the interpreter's lock, which is slow to come back while another thread of the flow computes.
+    Each piece holds until the next is asked for. Memory is bounded, and calls are few even for
+    millions of tiny segments: each would let go of the interpreter's lock, which is slow to come
+    back while another thread of the flow computes.
     """
     small: list[tuple[int, int]] = []
     size = 0
@@ -112,11 +154,11 @@ def copy(source: int, target: int, segments: Iterable[tuple[int, int]]) -> None:
             small.append((offset, length))
             size += length
         if length >= _COPY_BYTES or size >= _COLLECT_BYTES or len(small) >= _COLLECT_SEGMENTS:
-            write_all(target, _collect(source, small))
+            yield _collect(source, small)
             small, size = [], 0
         if length >= _COPY_BYTES:
-            _copy_one(source, target, offset, length)
-    write_all(target, _collect(source, small))
+            yield from _one(source, offset, length)
+    yield _collect(source, small)
 
 
 def _collect(source: int, segments: list[tuple[int, int]]) -> bytes:
@@ -147,12 +189,13 @@ def _slice(source: int, segments: list[tuple[int, int]], pieces: dict[int, bytes
         pieces[offset] = bytes(data[offset - first : offset - first + length])
 
 
-def _copy_one(source: int, target: int, offset: int, length: int) -> None:
+def _one(source: int, offset: int, length: int) -> Iterator[memoryview]:
+    """Yield a large segment through one buffer."""
     buffer = memoryview(bytearray(_COPY_BYTES))
     while length:
         part = buffer[: min(length, _COPY_BYTES)]
         read_into(source, part, offset)
-        write_all(target, part)
+        yield part
         offset += len(part)
         length -= len(part)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ TRACEBACK_LIMIT = 100_000
 """Characters kept of the first stack trace of each distinct error."""
 
 _COLUMNS = (
-    "id, mini_batch, attempt, final, outcome, node, process, items_total, items_succeeded, "
+    "id, mini_batch, first, stop, attempt, final, outcome, node, process, items_total, items_succeeded, "
     "items_failed, rows, started_at, elapsed_s, cpu_s, run_s, error, message, items_sample, "
     "log_file, offset, length, header"
 )
@@ -44,6 +44,7 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self._connection = schema.open_for_writing(path)
+        self._replaceable: set[int] = set()
         self._next = self._number("SELECT coalesce(max(id), 0) + 1 FROM attempts")
         self._errors: dict[tuple[str, str, str, str], tuple[int, str]] = {
             (category, kind, location, stage): (number, message)
@@ -60,21 +61,28 @@ class Recorder:
         while self._rows_per_statement * _WIDTH > limit:
             self._rows_per_statement //= 2
 
-    def resume(self) -> int:
-        """Begin where an earlier sitting ended; return the end of its rows in the partial file.
+    @property
+    def end(self) -> int:
+        """Where the journalled rows end in the partial file, in bytes."""
+        return self._number("SELECT coalesce(max(offset + length), 0) FROM attempts")
 
-        Failures of before settle nothing any more: their mini-batches get fresh attempts (R201).
+    def resume(self) -> None:
+        """Begin where an earlier sitting ended.
+
+        Failures of before settle nothing any more: their items get fresh attempts (R201).
         """
         with self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute(
-                "UPDATE attempts SET final = 0 WHERE final = 1 AND outcome <> ?",
-                (Outcome.SUCCEEDED.value,),
+                f"UPDATE attempts SET final = 0 WHERE {schema.FAILED} AND outcome <> 'succeeded'"
             )
             self._connection.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('resumed_after', ?)", (self._next - 1,)
             )
-        return self._number("SELECT coalesce(max(offset + length), 0) FROM attempts")
+
+    def replace(self, mini_batches: Iterable[int]) -> None:
+        """From now on, let the next success of each of these take the place of its earlier one."""
+        self._replaceable = set(mini_batches)
 
     def record(self, entries: Sequence[Entry]) -> None:
         """Commit these attempts, all or none.
@@ -85,16 +93,31 @@ class Recorder:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             rows = [self._row(number, entry) for number, entry in enumerate(entries, self._next)]
+            replaced = self._give_way(entries) if self._replaceable else set()
             self._insert(rows)
             self._connection.execute("COMMIT")
         except BaseException:
             self._connection.rollback()
             raise
         self._next += len(rows)
+        self._replaceable -= replaced
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         self._connection.close()
+
+    def _give_way(self, entries: Sequence[Entry]) -> set[int]:
+        """Take `final` from what these successes take the place of; return which they are."""
+        replaced = {
+            record.mini_batch
+            for record, *_ in entries
+            if record.final and record.outcome is Outcome.SUCCEEDED
+        } & self._replaceable
+        for mini_batch in replaced:
+            self._connection.execute(
+                "UPDATE attempts SET final = 0 WHERE final = 1 AND mini_batch = ?", (mini_batch,)
+            )
+        return replaced
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
         # Powers of two, so that a rest of any length needs few distinct statements.
@@ -116,6 +139,7 @@ class Recorder:
         return (
             number,
             record.mini_batch,
+            *((0, None) if record.part is None else record.part),
             record.attempt,
             1 if record.final else 0,
             str(record.outcome),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.output.trouble import damaged_journal, explained
+from prefect_parallelrun.paths import RunPaths
 
-VERSION = 1
+VERSION = 2
 """Counts up with every change that an older reader would misread."""
 
-_TABLES = """
+FAILED = "final = 1 AND (outcome <> 'succeeded' OR items_failed > 0)"
+"""What settled items of which some failed; in a query, these words make it use its own index."""
+
+_TABLES = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
 CREATE TABLE errors (
     id INTEGER PRIMARY KEY,
@@ -23,7 +27,8 @@ CREATE TABLE errors (
 CREATE TABLE headers (id INTEGER PRIMARY KEY, line TEXT NOT NULL);
 CREATE TABLE attempts (
     id INTEGER PRIMARY KEY,
-    mini_batch INTEGER NOT NULL, attempt INTEGER NOT NULL,
+    mini_batch INTEGER NOT NULL, first INTEGER NOT NULL DEFAULT 0, stop INTEGER,
+    attempt INTEGER NOT NULL,
     final INTEGER NOT NULL, outcome TEXT NOT NULL,
     node TEXT NOT NULL, process TEXT NOT NULL,
     items_total INTEGER NOT NULL, items_succeeded INTEGER NOT NULL, items_failed INTEGER NOT NULL,
@@ -32,12 +37,16 @@ CREATE TABLE attempts (
     error INTEGER REFERENCES errors (id), message TEXT, items_sample TEXT, log_file TEXT,
     offset INTEGER, length INTEGER, header INTEGER REFERENCES headers (id)
 );
-CREATE UNIQUE INDEX settled ON attempts (mini_batch) WHERE final = 1;
+CREATE UNIQUE INDEX settled ON attempts (mini_batch, first) WHERE final = 1;
+CREATE INDEX failed ON attempts (mini_batch, first) WHERE {FAILED};
+CREATE INDEX parts ON attempts (mini_batch, first) WHERE final = 1 AND stop IS NOT NULL;
+CREATE INDEX superseded ON attempts (mini_batch) WHERE final = 0;
 """
 # `attempts.id` is the order in which attempts ended, and so that of their rows in the partial file.
-# `attempts.message` is kept only where it differs from the first of its kind in `errors`; `offset`
-# and `length` (bytes) only where rows are in the partial file. The unique index is the last guard of
-# R200: a mini-batch that is settled twice is refused by the database itself.
+# `first` and `stop` are the items of a part, `stop` is NULL for a whole mini-batch. `message` is
+# kept only where it differs from the first of its kind in `errors`; `offset` and `length` (bytes)
+# only where rows are in the partial file. The unique index is the last guard of R200: what is
+# settled twice is refused by the database itself. The others hold little, as few attempts fail.
 
 _NETWORK = (
     "nfs",
@@ -58,13 +67,17 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     """Open the journal, made if it is not there; one thread at a time may use the connection.
 
     Raises:
-        OutputError: the file cannot be made, or is not a journal of this version.
+        OutputError: the file cannot be made, is damaged, or is not a journal of this version.
     """
     with explained(path):
+        _refuse_cut(path)
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, timeout=30.0
         )
         try:
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                _check_version(connection, path)
+                check(connection, path)
             # The write-ahead log needs memory shared between processes, which only a local file
             # system has. The older mode is slower and correct everywhere.
             mode = "DELETE" if is_on_network(path) else "WAL"
@@ -74,7 +87,6 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
                 connection.executescript(
                     f"BEGIN; {_TABLES} INSERT INTO meta VALUES ('version', {VERSION}); COMMIT;"
                 )
-            _check_version(connection, path)
         except BaseException:
             connection.close()
             raise
@@ -87,9 +99,13 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     Raises:
         OutputError: there is none, or it is not a journal of this version.
     """
+    if not path.exists():
+        raise OutputError(f"there is no journal {path}: nothing was run in this folder")
     with explained(path):
+        # Where nothing can be written, SQLite could not even make its lock; then nobody writes either.
+        lockable = os.access(path.parent, os.W_OK) or _size(_log_of(path))
         connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro",
+            f"{path.absolute().as_uri()}?{'mode=ro' if lockable else 'immutable=1'}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
@@ -103,22 +119,49 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def check(connection: sqlite3.Connection, path: Path) -> None:
+    """Read all of a journal for contradictions.
+
+    Raises:
+        OutputError: it is damaged.
+    """
+    # The quick check would not see that an index and its table differ: then rows could come twice.
+    ((found,),) = connection.execute("PRAGMA integrity_check(1)")
+    if found != "ok":
+        raise damaged_journal(path, str(found))
+
+
+def _refuse_cut(path: Path) -> None:
+    """Refuse what SQLite would make the best of: it begins another, or takes zeros for what is gone."""
+    size, logged, rows = map(_size, (path, _log_of(path), RunPaths(path.parent).partial))
+    if not size and (logged or rows):
+        what = "it is empty" if path.exists() else "it is gone"
+        raise damaged_journal(path, f"{what}, though there is more of the run")
+    # With a log, a torn page is what a crash may leave: the log has it whole.
+    if size and not logged and not _size(Path(f"{path}-journal")):
+        with path.open("rb") as file:
+            page = int.from_bytes(file.read(18)[16:], "big")
+        if page > 1 and size % page:  # 1 stands for 64 kB
+            raise damaged_journal(path, f"it ends within a page, at {size:,} bytes")
+
+
+def _log_of(path: Path) -> Path:
+    """Return the write-ahead log of a journal."""
+    return Path(f"{path}-wal")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _check_version(connection: sqlite3.Connection, path: Path) -> None:
     found = connection.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
     if found != (VERSION,):
         raise OutputError(
             f"the journal {path} is of version {found and found[0]}, and this prefect-parallelrun "
-            f"reads version {VERSION}: use the release that wrote it, or start a new run"
+            f"reads version {VERSION}: use the release that wrote it, or start a new run "
+            "(allow_reuse=False)"
         )
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises into an OutputError that names the file."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise OutputError(f"the journal {path} cannot be used: {error}") from error
 
 
 def is_on_network(path: Path, mounts: Path = Path("/proc/self/mounts")) -> bool:

@@ -6,22 +6,22 @@ they are there (R200). What a crash takes is at most the last half second.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.models import AttemptRecord, Outcome
 from prefect_parallelrun.output import publication
 from prefect_parallelrun.output.descriptors import sync_folder, write_all
+from prefect_parallelrun.output.earlier import read_earlier
 from prefect_parallelrun.output.journal import Journal, Order
 from prefect_parallelrun.output.recorder import Entry, Recorder
+from prefect_parallelrun.output.trouble import KEPT, damaged_partial, explain, explained
 from prefect_parallelrun.paths import RunPaths
 
 COMMIT_EVERY_S = 0.5
@@ -36,7 +36,6 @@ _ROUND_ATTEMPTS = 16_384
 _ATTEMPT_BYTES = 1024
 """What an attempt in the queue costs in memory, besides its rows."""
 _JOIN_BYTES = 1 << 20
-_KEPT = "All that the journal has is kept."
 
 _Job = tuple[AttemptRecord, bytes, str | None]
 _logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class OutputWriter:
     """Owns the partial file and the journal of one run while it is going on.
 
     Opened on the folder of an earlier sitting, it cuts the partial file to the last journalled row
-    and goes on from there: `done()` then says which mini-batches need not run again.
+    and goes on from there: `earlier` and `done()` say what need not run again.
     """
 
     def __init__(
@@ -54,22 +53,40 @@ class OutputWriter:
         paths: RunPaths,
         *,
         keep_rows: bool,
+        retry_missing: bool = False,
+        guard: Callable[[], None] = lambda: None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] = _logger,
     ) -> None:
         """Open, and make what is not there.
 
+        Args:
+            paths: of the run.
+            keep_rows: whether there is a partial file and an output (`append_row`).
+            retry_missing: whether mini-batches of which rows are missing (R16) are tried again;
+                the next success of such a one takes the place of its earlier one.
+            guard: called before anything is written, in the writing thread; raises an OutputError
+                where nothing may be written any more.
+            log: gets what a user should know.
+
         Raises:
-            OutputError: the run folder cannot be written, or its files contradict each other.
+            OutputError: the run folder cannot be written, or its files are damaged.
         """
         self._paths = paths
+        self._guard = guard
         self._log = log
-        with _explained(paths), ExitStack() as undo:
+        with explained(paths.journal), ExitStack() as undo:
             paths.root.mkdir(parents=True, exist_ok=True)
             self._recorder = undo.enter_context(closing(Recorder(paths.journal)))
-            self._end = self._recorder.resume()
+            self._end = self._recorder.end
+            self._partial = _open_partial(paths, self._end) if keep_rows else None
+            if self._partial is not None:
+                undo.callback(os.close, self._partial)
+            self._recorder.resume()
             self.journal = undo.enter_context(Journal(paths.journal))
             """For reading, from any thread; it shows what is committed."""
-            self._partial = _open_partial(paths.partial, self._end) if keep_rows else None
+            self.earlier = read_earlier(self.journal, retry_missing=retry_missing)
+            """What earlier sittings have done, as it was when this one began."""
+            self._recorder.replace(self.earlier.missing)
             undo.pop_all()
         self._changed = threading.Condition()
         # All below, up to the next comment, under that lock.
@@ -104,8 +121,12 @@ class OutputWriter:
             self._log.error("%s", error)
 
     def done(self) -> Iterator[int]:
-        """Yield the index of every mini-batch whose success is journalled, ascending."""
-        return self.journal.done()
+        """Yield the index of every mini-batch that need not run, ascending.
+
+        Those of which `earlier` has something left to do are not among them.
+        """
+        again = self.earlier.parts.keys() | self.earlier.missing.keys()
+        return (index for index in self.journal.done() if index not in again)
 
     def add(self, record: AttemptRecord, data: bytes = b"", columns: str | None = None) -> None:
         """Take in an attempt that ended; of a final success its rows too, if rows are kept.
@@ -168,8 +189,9 @@ class OutputWriter:
 
     def _release(self) -> None:
         self._thread.join()
-        self._recorder.close()
         self.journal.close()
+        # The last to close puts all into the one file, which a connection for reading cannot.
+        self._recorder.close()
         if self._partial is not None:
             os.close(self._partial)
             self._partial = None
@@ -189,7 +211,7 @@ class OutputWriter:
             elif time.monotonic() - since >= STALL_S:
                 raise OutputError(
                     f"nothing could be written to {self._paths.root} for {STALL_S:.0f} seconds: "
-                    "look at the disk or the network file system that holds it. " + _KEPT
+                    "look at the disk or the network file system that holds it. " + KEPT
                 )
 
     def _work(self) -> None:
@@ -199,7 +221,10 @@ class OutputWriter:
             while self._round():
                 pass
         except BaseException as error:
-            failure = _failed(self._paths, error)
+            if isinstance(error, OutputError):
+                failure = error
+            else:
+                failure = explain(self._paths.journal, error)
         with self._changed:
             self._failure, self._ended = failure, True
             self._queue.clear()
@@ -208,6 +233,7 @@ class OutputWriter:
     def _round(self) -> bool:
         """Write what has come in, and commit if it is time; return whether to go on."""
         jobs, flushes, last = self._take()
+        self._guard()
         self._append(jobs)
         late = time.monotonic() >= self._due
         if last or flushes > self._flushes_done or late or len(self._written) >= _ROUND_ATTEMPTS:
@@ -263,21 +289,17 @@ class OutputWriter:
         self._due = time.monotonic() + COMMIT_EVERY_S
 
 
-def _open_partial(path: Path, end: int) -> int:
+def _open_partial(paths: RunPaths, end: int) -> int:
     """Open the partial file at `end`, cutting off what the journal does not know of."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    size = paths.partial.stat().st_size if paths.partial.exists() else 0
+    if size < end:
+        raise damaged_partial(paths, size, end)
+    descriptor = os.open(paths.partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        size = os.fstat(descriptor).st_size
-        if size < end:
-            raise OutputError(
-                f"{path} has {size:,} bytes, but the journal beside it has rows up to {end:,}: "
-                "something else changed this run folder, so it cannot be gone on with; "
-                "start a new run"
-            )
         if size > end:
             os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
-        sync_folder(path.parent)
+        sync_folder(paths.root)
     except BaseException:
         os.close(descriptor)
         raise
@@ -293,29 +315,3 @@ def _write(descriptor: int, pieces: list[bytes]) -> None:
             size += len(pieces[position])
             position += 1
         write_all(descriptor, b"".join(pieces[first:position]))
-
-
-@contextmanager
-def _explained(paths: RunPaths) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, sqlite3.Error) as error:
-        raise _failed(paths, error) from error
-
-
-def _failed(paths: RunPaths, error: BaseException) -> OutputError:
-    """Build the error for a run folder that cannot be written: what is kept, and how to go on."""
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "disk is full" in str(error):
-        remedy = "Free some space"
-    elif number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        remedy = "Make the folder writable"
-    else:
-        remedy = "Remove the cause"
-    failure = OutputError(
-        f"the output of the run could not be written in {paths.root}: "
-        f"{type(error).__name__}: {error}. {_KEPT} {remedy} and run the step again: it goes on "
-        "from there."
-    )
-    failure.__cause__ = error
-    return failure

@@ -31,6 +31,7 @@ def write_job_result(
         f"ended: {_time(ended_at)} (after {(ended_at - started_at).total_seconds():,.1f} seconds)",
         closing_line(summary),
         f"{account(summary.mini_batches)} (mini-batches)",
+        *_reused(summary),
         f"attempts: {summary.attempts:,}",
         f"rows: {summary.rows:,}",
         f"output: {output or 'none'}",
@@ -47,6 +48,15 @@ def write_job_result(
         "\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace"
     )
     return paths.job_result
+
+
+def _reused(summary: RunSummary) -> list[str]:
+    if not summary.items.reused and not summary.mini_batches.reused:
+        return []
+    return [
+        f"of these before the run was resumed: {summary.items.reused:,} (items), "
+        f"{summary.mini_batches.reused:,} (mini-batches)"
+    ]
 
 
 def _time(moment: datetime) -> str:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +17,8 @@ from prefect_parallelrun.output import publication
 from prefect_parallelrun.output.publication import check_destination
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def success(mini_batch: int) -> AttemptRecord:
@@ -133,9 +139,157 @@ def test_what_a_killed_publication_left_is_gone_after_the_next(tmp_path):
     assert (out / "out.txt").read_bytes() == b"new\n"
 
 
+def test_until_it_is_whole_the_new_file_has_no_name(tmp_path, monkeypatch):
+    """While the output is written nothing of ours is in its folder, so a kill leaves nothing (R50)."""
+    seen = []
+    really = publication.write_all
+    monkeypatch.setattr(
+        publication,
+        "write_all",
+        lambda *args: (seen.append(os.listdir(tmp_path / "out")), really(*args))[1],
+    )
+    with OutputWriter(RunPaths(tmp_path / "run"), keep_rows=True) as output:
+        output.add(success(0), b"new\n")
+        output.publish(tmp_path / "out", "out.txt", order="input")
+
+    assert seen
+    assert all(names == [] for names in seen)
+    assert os.listdir(tmp_path / "out") == ["out.txt"]
+
+
+def test_the_new_file_is_on_disk_before_it_has_the_name(tmp_path, monkeypatch):
+    """Its bytes are synced before its name, and the name at the end: a loss of power tears nothing."""
+    calls = []
+    out = tmp_path / "out"
+    out.mkdir()
+    with OutputWriter(RunPaths(tmp_path / "run"), keep_rows=True) as output:
+        output.add(success(0), b"new\n")
+        output.flush()
+        really = os.fsync
+        for name in ("link", "replace"):
+            call = getattr(os, name)
+            monkeypatch.setattr(
+                os, name, lambda *a, n=name, c=call, **k: (calls.append(n), c(*a, **k))[1]
+            )
+        monkeypatch.setattr(
+            os, "fsync", lambda of: (calls.append(os.fstat(of).st_ino), really(of))[1]
+        )
+        published = output.publish(out, "out.txt", order="input")
+
+    assert calls == [published.stat().st_ino, "link", "replace", out.stat().st_ino]
+
+
+@pytest.mark.parametrize("lacking", ["open", "link"])
+def test_a_file_system_without_nameless_files_will_do(tmp_path, monkeypatch, lacking):
+    """Where a file must have a name from the start, or cannot get one later, the output is the same."""
+    paths = RunPaths(tmp_path / "run")
+    refused = []
+    really = getattr(os, lacking)
+
+    def refuse(path: object, *args: object, **keywords: object) -> object:
+        if lacking == "link" or args[0] & os.O_TMPFILE == os.O_TMPFILE:
+            refused.append(path)
+            raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        return really(path, *args, **keywords)
+
+    with OutputWriter(paths, keep_rows=True) as output:
+        output.add(success(0), b"new\n")
+        output.flush()
+        monkeypatch.setattr(publication.os, lacking, refuse)
+        published = output.publish(tmp_path / "out", "out.txt", order="input")
+
+    assert refused
+    assert published.read_bytes() == b"new\n"
+    assert os.listdir(tmp_path / "out") == ["out.txt"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from prefect_parallelrun.models import AttemptRecord, Outcome
+from prefect_parallelrun.output.writer import OutputWriter
+from prefect_parallelrun.paths import RunPaths
+
+CALLS = ["mkdir", "unlink", "open", "preadv", "write", "fsync", "link", "close", "replace"]
+
+
+def publish(folder, deadly):
+    output = OutputWriter(RunPaths(folder / "run"), keep_rows=True)
+    for index in range(3):
+        output.add(AttemptRecord(mini_batch=index, attempt=1, final=True,
+            outcome=Outcome.SUCCEEDED, node="node000", process="process000", items_total=1,
+            items_succeeded=1, items_failed=0), b"new %d\\n" % index)
+    output.flush()
+    count = 0
+
+    def deadly_version(name, call):
+        def version(*args, **keywords):
+            nonlocal count
+            count += 1
+            if count == deadly:
+                (folder / "died-before").write_text(name)
+                count = 1_000  # that was a call as well
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **keywords)
+        return version
+
+    for name in CALLS:
+        setattr(os, name, deadly_version(name, getattr(os, name)))
+    output.publish(folder / "out", "out.txt", order="input")
+    os._exit(0)
+
+
+deadly = 0
+while True:
+    deadly += 1
+    folder = Path(sys.argv[1], str(deadly))
+    (folder / "out").mkdir(parents=True)
+    if sys.argv[2] == "replacing":
+        (folder / "out" / "out.txt").write_bytes(b"earlier\\n")
+    child = os.fork()
+    if not child:
+        publish(folder, deadly)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        assert status == 0
+        break
+"""
+
+
+@pytest.mark.parametrize("how", ["replacing", "new"])
+def test_killed_at_any_step_a_publication_can_be_done_again(tmp_path, how):
+    """Killed before each of its steps: a reader sees the old file or the whole new one (R200, R50)."""
+    subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path), how],
+        env={"PYTHONPATH": str(REPOSITORY)},
+        check=True,
+        timeout=50,
+    )
+    new = b"new 0\nnew 1\nnew 2\n"
+    old = {"out.txt": b"earlier\n"} if how == "replacing" else {}
+    died_before, named = set(), 0
+
+    for folder in tmp_path.iterdir():
+        out, paths = folder / "out", RunPaths(folder / "run")
+        there = {path.name: path.read_bytes() for path in out.iterdir()}
+        if (folder / "died-before").exists():
+            died_before.add((folder / "died-before").read_text())
+        temporary = there.pop(f".parallelrun-{paths.root.name}.tmp", None)
+        named += temporary is not None
+        assert there in (old, {"out.txt": new})
+        assert temporary in (None, new)
+        with OutputWriter(paths, keep_rows=True) as output:
+            assert list(output.done()) == [0, 1, 2]
+            output.publish(out, "out.txt", order="input")
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == {"out.txt": new}
+
+    assert died_before >= {"write", "fsync", "link", "replace"}
+    assert named <= 2  # nothing has a name but between link and replace
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_copy_gives_the_segments_in_their_order(tmp_path, monkeypatch, seed):
-    """Whatever the sizes and gaps, copy() appends exactly these segments, in this order."""
+def test_pieces_are_the_segments_in_their_order(tmp_path, monkeypatch, seed):
+    """Whatever the sizes and gaps, the pieces are exactly these segments, in this order."""
     monkeypatch.setattr(publication, "_COPY_BYTES", 500)
     monkeypatch.setattr(publication, "_COLLECT_BYTES", 900)
     monkeypatch.setattr(publication, "_COLLECT_SEGMENTS", 7)
@@ -147,13 +301,13 @@ def test_copy_gives_the_segments_in_their_order(tmp_path, monkeypatch, seed):
     segments = [(a, b - a) for a, b in itertools.pairwise(cuts) if chance.random() < 0.7]
     segments += [(cuts[-1], 0)] if seed % 2 else []
     chance.shuffle(segments)
-    source, target = tmp_path / "source", tmp_path / "target"
+    source = tmp_path / "source"
     source.write_bytes(data)
 
-    with source.open("rb") as reading, target.open("wb") as writing:
-        publication.copy(reading.fileno(), writing.fileno(), segments)
+    with source.open("rb") as reading:
+        found = b"".join(map(bytes, publication.pieces(reading.fileno(), segments)))
 
-    assert target.read_bytes() == b"".join(data[at : at + length] for at, length in segments)
+    assert found == b"".join(data[at : at + length] for at, length in segments)
 
 
 def test_a_destination_is_made_and_left_empty(tmp_path):

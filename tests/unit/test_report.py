@@ -15,9 +15,12 @@ from prefect_parallelrun.report import failed_items, failure, job_result, summar
 from prefect_parallelrun.report.driver_log import driver_log
 
 
-def succeeded(mini_batch: int, items: int = 10, missing: int = 0) -> AttemptRecord:
+def succeeded(
+    mini_batch: int, items: int = 10, missing: int = 0, part: tuple[int, int] | None = None
+) -> AttemptRecord:
     return AttemptRecord(
         mini_batch=mini_batch,
+        part=part,
         attempt=1,
         final=True,
         outcome=Outcome.SUCCEEDED,
@@ -247,13 +250,20 @@ def items_of(indices):
 
 def test_failed_items_are_records(tmp_path):
     """Each item of a failed mini-batch is one record with all that is known of it (R204)."""
-    paths = run_of(tmp_path, succeeded(0, 3), failed(1, items=3), failed(2, "KeyError", items=3))
+    paths = run_of(
+        tmp_path,
+        succeeded(0, 3),
+        failed(1, items=3),
+        failed(2, "KeyError", items=3),
+        failed(3, items=3),
+    )
 
     with Journal(paths.journal) as journal:
         written = failed_items.write_failed_items(paths, journal, items_of, kind="file")
 
     records = [json.loads(line) for line in paths.failed_items.read_text().splitlines()]
-    assert written == len(records) == 6
+    assert written == len(records) == 9
+    assert all(record["traceback"].endswith(record["error"]) for record in records)
     assert [record["item"] for record in records[:3]] == [f"/data/1-{n}.png" for n in range(3)]
     assert records[5] == {
         "item": "/data/2-2.png",
@@ -264,8 +274,16 @@ def test_failed_items_are_records(tmp_path):
         "node": "node001",
         "process": "process002",
         "error": "KeyError: bad pixel in 2",
-        "traceback": "Traceback (most recent call last):\n  …\nKeyError: bad pixel in 2\n",
-        "log_file": "/logs/user/error/node001/process002.txt",
+        "traceback": "Traceback (most recent call last):\n  …\nKeyError: bad pixel in 2",
+        "log_files": [
+            str(paths.logs / "user" / kind / "node001" / name)
+            for kind, name in [
+                ("error", "process002.txt"),
+                ("stderr", "process002.stderr.txt"),
+                ("stdout", "process002.stdout.txt"),
+            ]
+        ],
+        "rows": None,
         "count": 1,
     }
 
@@ -299,6 +317,109 @@ def test_failed_rows_of_a_table_are_one_record(tmp_path):
     assert (record["count"], record["candidates"]) == (500, ["sales.csv bytes 0-1024"])
 
 
+def test_of_a_split_mini_batch_only_its_failed_items_are_listed(tmp_path):
+    """Each failed part has its own items, attempts and process; the good ones are not there (R203)."""
+    paths = run_of(
+        tmp_path,
+        failed(1, items=3, final=False, items_failed=0),
+        failed(1, "KeyError", items=1, part=(2, 3), attempt=6),
+        succeeded(1, items=1, part=(1, 2)),
+        failed(1, items=1, part=(0, 1), attempt=5, process="process007"),
+        succeeded(2, items=2, missing=1, part=(1, 3)),
+    )
+
+    with Journal(paths.journal) as journal:
+        failed_items.write_failed_items(paths, journal, items_of, kind="file")
+
+    records = [json.loads(line) for line in paths.failed_items.read_text().splitlines()]
+    assert [(each["item"], each["reason"], each["attempts"]) for each in records] == [
+        ("/data/1-0.png", "exception", 5),
+        ("/data/1-2.png", "exception", 6),
+        (None, "missing_row", 1),
+    ]
+    assert records[0]["process"] == "process007"
+    assert records[1]["error"] == "KeyError: bad pixel in 1"
+    assert (records[2]["count"], records[2]["candidates"]) == (
+        1,
+        ["/data/2-1.png", "/data/2-2.png"],
+    )
+    assert all(each["rows"] is None for each in records)
+
+
+def test_failed_rows_of_part_of_a_table_are_named(tmp_path):
+    """Of a table's mini-batch that was split, the record has the rows of the part (R203, R204)."""
+    paths = run_of(tmp_path, failed(0, items=1, part=(41, 42)), failed(0, items=9, part=(50, 59)))
+
+    with Journal(paths.journal) as journal:
+        failed_items.write_failed_items(
+            paths,
+            journal,
+            lambda indices: ((index, ["sales.csv bytes 0-1024"]) for index in indices),
+            kind="tabular",
+        )
+
+    records = [json.loads(line) for line in paths.failed_items.read_text().splitlines()]
+    assert [(each["item"], each["rows"], each["count"]) for each in records] == [
+        (None, [41, 42], 1),
+        (None, [50, 59], 9),
+    ]
+    assert records[0]["candidates"] == ["sales.csv bytes 0-1024"]
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["exception", "timeout", "memory", "signal", "exit", "bad_return", "load", "node_lost"],
+)
+def test_the_reason_is_that_of_the_error(tmp_path, reason):
+    """Whatever failed, its record has the class of the reason (R204)."""
+    error = AttemptError(category=reason, type="Some", message="thing")
+    paths = run_of(tmp_path, failed(0, items=3, error=error))
+
+    with Journal(paths.journal) as journal:
+        failed_items.write_failed_items(paths, journal, items_of, kind="file")
+
+    records = [json.loads(line) for line in paths.failed_items.read_text().splitlines()]
+    assert [record["reason"] for record in records] == [reason] * 3
+
+
+def test_what_no_process_had_has_no_log_files(tmp_path):
+    """Where a node was lost with the mini-batch there is no process to look at."""
+    error = AttemptError(category="node_lost", type="NodeLost", message="gone")
+    lost = failed(0, items=3, outcome=Outcome.NODE_LOST, process="", error=error)
+    paths = run_of(tmp_path, lost)
+
+    with Journal(paths.journal) as journal:
+        failed_items.write_failed_items(paths, journal, items_of, kind="file")
+
+    records = [json.loads(line) for line in paths.failed_items.read_text().splitlines()]
+    assert [record["log_files"] for record in records] == [[], [], []]
+
+
+def test_a_resumed_run_accounts_for_everything(tmp_path):
+    """The closing line is of the whole run; how much was done before is said as well (R208)."""
+    run_of(
+        tmp_path,
+        succeeded(0),
+        failed(1, "OSError", final=False),
+        succeeded(1, items=8, part=(2, 10)),
+        failed(2),
+    )
+    paths = run_of(tmp_path, succeeded(2), failed(1, items=2, part=(0, 2)))
+
+    lines = job_result_of(paths, "Completed with 2 failed items")
+
+    assert "in 30 = out 28 + failed 2 (items)" in lines
+    assert "in 3 = out 3 + failed 0 (mini-batches)" in lines
+    assert "of these before the run was resumed: 18 (items), 1 (mini-batches)" in lines
+    assert "attempts: 6" in lines
+    assert [error.type for error in summarise(paths).errors] == ["ValueError"]
+
+
+def test_a_run_of_one_sitting_has_reused_nothing(tmp_path):
+    """Nothing is said of reuse where there is none."""
+    assert "resumed" not in "\n".join(job_result_of(run_of(tmp_path, succeeded(0)), "Completed"))
+
+
 def test_equal_traces_do_not_fill_the_disk(tmp_path):
     """All failed items have a record, but the same stack trace is in the first hundred only."""
     paths = run_of(tmp_path, *(failed(index, items=3) for index in range(60)))
@@ -308,7 +429,7 @@ def test_equal_traces_do_not_fill_the_disk(tmp_path):
 
     records = [json.loads(line) for line in paths.failed_items.read_text().splitlines()]
     assert sum(record["traceback"] is not None for record in records) == 100
-    assert all(record["log_file"] for record in records)
+    assert all(record["log_files"] for record in records)
 
 
 def test_without_failures_there_is_no_list_of_them(tmp_path):
