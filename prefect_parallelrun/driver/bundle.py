@@ -5,20 +5,48 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_parallelrun.driver.splitting import Part, Split
 from prefect_parallelrun.models import AttemptRecord, MiniBatch
 
 
 @dataclass(slots=True)
 class Pending:
-    """A mini-batch that is not settled, and what its next attempt must know."""
+    """A mini-batch, or a part of one, that is not settled, and what its next attempt must know."""
 
     mini_batch: MiniBatch
     attempt: int = 1
-    """Number of the attempt that runs, or is to run, from 1."""
+    """Number of the attempt that runs, or is to run, from 1; of a part, those of what it was cut from
+    count."""
+    part: Part | None = None
+    """The items that it has of the mini-batch; None: all."""
+    split: Split | None = None
+    """Of a part: what became of the mini-batch so far."""
+    items: int | None = None
+    """How many items it has, once that is known."""
     lost: int = 0
     """Nodes that were lost while it ran."""
+    near_lost: int = 0
+    """Nodes that were lost while it was in flight there, whether it ran or not."""
+    alone: bool = False
+    """Whether it is to run with no other bundle on its node (R211)."""
     avoid: list[tuple[str, str]] = field(default_factory=list)
     """(node, process) of earlier attempts."""
+
+    @property
+    def untouched(self) -> bool:
+        """Whether it is as it came from the plan, so that nothing need be remembered of it."""
+        return self.part is None and self.attempt == 1 and not self.near_lost
+
+    @property
+    def work(self) -> dict[str, Any]:
+        """What the worker process loads; see `models.MiniBatch.work`."""
+        whole = self.mini_batch.work
+        if self.part is None:
+            return whole
+        first, stop = self.part
+        if "files" in whole:
+            return {**whole, "files": whole["files"][first:stop]}
+        return {**whole, "part": [first, stop]}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +57,8 @@ class Bundle:
     """From 1, its name."""
     node: str
     members: list[Pending]
+    alone: bool = False
+    """Whether its node has no other bundle as long as this one is in flight."""
     started: bool = False
     """Whether a process has taken it up."""
 
@@ -45,8 +75,7 @@ class Bundle:
     def tasks(self) -> list[list[Any]]:
         """Return what the worker process gets; see `messages.Task`."""
         return [
-            [m.mini_batch.index, m.attempt, m.mini_batch.input_index, m.mini_batch.work]
-            for m in self.members
+            [m.mini_batch.index, m.attempt, m.mini_batch.input_index, m.work] for m in self.members
         ]
 
 
@@ -63,16 +92,20 @@ Ended = tuple[dict[str, Any], bytes]
 """One result of a bundle: `messages.Result` and the rows."""
 
 
-def sample(mini_batch: MiniBatch, most: int = 3) -> tuple[str, ...]:
+def sample(mini_batch: MiniBatch, part: Part | None = None, most: int = 3) -> tuple[str, ...]:
     """Return the first items of a mini-batch as people name them: paths, or file and place in it."""
     work = mini_batch.work
     if "files" in work:
-        more = len(work["files"]) - most
-        return (*work["files"][:most], *([f"… and {more:,} more"] if more > 0 else []))
+        files = work["files"] if part is None else work["files"][slice(*part)]
+        more = len(files) - most
+        return (*files[:most], *([f"… and {more:,} more"] if more > 0 else []))
+    if "rank" in work:
+        return (f"rank {work['rank']}",)
+    place = work["path"]
     if "start" in work:
-        return (f"{work['path']} bytes {work['start']}-{work['end']}",)
-    if "row_groups" in work:
-        return (f"{work['path']} row groups {work['row_groups'][0]}-{work['row_groups'][-1]}",)
-    if "path" in work:
-        return (work["path"],)
-    return (f"rank {work['rank']}",)
+        place += f" bytes {work['start']}-{work['end']}"
+    elif "row_groups" in work:
+        place += f" row groups {work['row_groups'][0]}-{work['row_groups'][-1]}"
+    if part is not None:
+        place += f", rows {part[0]}-{part[1] - 1} of these"
+    return (place,)

@@ -8,8 +8,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from prefect_parallelrun.models import AttemptError
+
 MAX_LOST = 3
 """A mini-batch that was running on so many nodes when they were lost has failed: it takes nodes down."""
+MAX_NEAR_LOST = 10
+"""A mini-batch that was in flight on so many lost nodes has failed as well: the news that it was running
+may be lost with the node, and a run must end."""
+
+INIT_TIMEOUTS = 3
+INIT_GRACE_S = 30.0
+"""A process may be in import and `init()` for 3 times the run time-out and 30 seconds (R90)."""
+STARTUP_S = 120.0
+"""A run may be so old before failed starts of processes alone end it (R89)."""
+STARTUP_FAILURES = 2
+"""Failed starts that are tolerated until then, per process that is wanted (R89)."""
+
+ALIKE_LEAST = 10
+ALIKE_PER_PROCESS = 3
+"""So many failures for good in the same way end a run in which nothing has succeeded (R209)."""
 
 BUNDLE_S = 0.5
 """What one Dask task should last: long enough that its 1.4 ms (measured, 2 cores) do not show."""
@@ -76,7 +93,8 @@ def exceeded(limits: Limits, tally: Tally, planned: int | None) -> str | None:
 
 
 def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('ch') else 's')}"
+    plural = noun + ("es" if noun.endswith(("ch", "s")) else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _over(failed: int, threshold: int | None) -> bool:
@@ -99,6 +117,78 @@ def verdict(limits: Limits, tally: Tally) -> str | None:
             "or -1 to tolerate all"
         )
     return None
+
+
+def takes_nodes_down(lost: int, near_lost: int) -> bool:
+    """Return whether a mini-batch is to blame for the loss of nodes on which it was running, or in flight."""
+    return lost >= MAX_LOST or near_lost >= MAX_NEAR_LOST
+
+
+def hopeless(limits: Limits, *, alike: int, processes: int, error: AttemptError) -> str | None:
+    """Return why a run in which nothing has succeeded is not worth going on with, or None (R209).
+
+    Args:
+        limits: a step that tolerates every failure is never stopped.
+        alike: what has failed for good in the way that most have: mini-batches, or where these are
+            split until the failing items stand alone, such items.
+        processes: of all nodes.
+        error: of the first of them.
+    """
+    if limits.error_threshold == -1 or alike < max(ALIKE_LEAST, ALIKE_PER_PROCESS * processes):
+        return None
+    what = "items tried alone, or mini-batches," if limits.isolate else "mini-batches"
+    message = error.message.partition("\n")[0]
+    place = f" ({error.where})" if error.where else ""
+    return (
+        f"nothing has succeeded, and {alike:,} {what} have failed for good in the same way: "
+        f"{error.type}: {message}{place}. The others would most likely fail like them, so they are not "
+        "tried: mend the script or its input and run the step again, or give error_threshold=-1 to "
+        "have all of them tried"
+    )
+
+
+def init_limit_s(run_timeout_s: float) -> float:
+    """Return how many seconds a process may be in import and `init()` (R90)."""
+    return INIT_TIMEOUTS * run_timeout_s + INIT_GRACE_S
+
+
+def init_failed(
+    *, age_s: float, ever_ready: bool, failures: int, node_count: int, processes_per_node: int
+) -> str | None:
+    """Return why a run has failed in which no process gets ready for its first mini-batch, or None (R89).
+
+    Args:
+        age_s: of the run.
+        ever_ready: whether any process of it has come through `init()`.
+        failures: starts that failed, of all nodes, in all.
+        node_count: that are wanted.
+        processes_per_node: that are wanted.
+    """
+    tolerated = STARTUP_FAILURES * node_count * processes_per_node
+    if ever_ready or age_s <= STARTUP_S or failures < tolerated:
+        return None
+    return (
+        f"no init() has succeeded in {age_s:.0f} seconds, and {_count(failures, 'start')} of worker "
+        f"processes failed (with {_count(node_count, 'node')} of "
+        f"{_count(processes_per_node, 'process')}, {tolerated:,} are enough)"
+    )
+
+
+def init_stuck(*, stuck: int, processes: int, limit_s: float) -> str | None:
+    """Return why a run makes no progress of which all processes are stuck in `init()`, or None (R90).
+
+    Args:
+        stuck: processes that have been in import or `init()` for longer than `limit_s`, since the last
+            one that came through it.
+        processes: that run, or would, on all nodes.
+        limit_s: see `init_limit_s`.
+    """
+    if not stuck or stuck < processes:
+        return None
+    return (
+        f"import and init() did not end in {limit_s:g} seconds in any of {_count(processes, 'process')}; "
+        f"allowed are {INIT_TIMEOUTS} times run_invocation_timeout and {INIT_GRACE_S:g} seconds"
+    )
 
 
 def bundle_size(

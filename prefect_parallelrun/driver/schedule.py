@@ -5,48 +5,49 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
 from prefect_parallelrun.driver.bundle import Ended, Settled
-from prefect_parallelrun.driver.cluster import (
+from prefect_parallelrun.driver.cluster import Cluster
+from prefect_parallelrun.driver.events import (
     BundleEnded,
-    Cluster,
     Event,
     NodeJoined,
     NodeLost,
     NodeNews,
+    NoWorkerLeft,
 )
+from prefect_parallelrun.driver.starts import Starts
 from prefect_parallelrun.driver.tracker import Tracker
+from prefect_parallelrun.driver.waits import Waits
 from prefect_parallelrun.errors import (
     ClusterError,
+    EntryScriptError,
     ErrorThresholdExceeded,
-    InitFailed,
-    NoProgress,
 )
+from prefect_parallelrun.models import MiniBatch
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
 from prefect_parallelrun.report.progress import Standing
 from prefect_parallelrun_runtime import channel, messages
 
-TICK_S = 0.2
-"""How long the driver waits for news before it looks at its limits."""
+TICK_S = 0.1
+"""How long the driver waits for news before it looks at its limits, and whether it is to stop."""
 SHOW_S = 0.2
 """How often whoever watches is told where the run stands."""
 WAITING = "Waiting for a Dask worker: none is there that can be a node of this run"
-STAGES = {
-    "import": "its import failed",
-    "init": "init() failed",
-    "idle": "processes died before their first mini-batch",
-}
 PROGRESS_S = 10.0
 """How often the log says where the run stands."""
 
 
 class Schedule:
-    """Joins the tracker, which decides, with the cluster and the writer, which act."""
+    """Joins the tracker, which decides, with the cluster and the writer, which act.
+
+    What the writer has of earlier sittings of the run is not run again.
+    """
 
     def __init__(
         self,
@@ -60,6 +61,8 @@ class Schedule:
         writer: OutputWriter,
         log: logging.Logger,
         on_progress: Callable[[Standing], None] | None,
+        watch: Callable[[], None] | None = None,
+        first_node: int = 0,
     ) -> None:
         self._definition = definition
         self._plan = plan
@@ -70,13 +73,33 @@ class Schedule:
         self._writer = writer
         self._log = log
         self._on_progress = on_progress
-        self._tracker = Tracker(plan, limits, paths.process_error)
-        self._began = time.monotonic()
-        self._last_news = self._last_shown = self._last_line = self._last_tend = self._began
-        self.script_failures: list[messages.Event] = []
-        """Processes of which import, `init()` or `shutdown()` failed."""
+        self._watch = watch
+        self._first_node = first_node
+        self._tracker = Tracker(
+            _to_run(plan, writer.done()), limits, paths.process_error, earlier=writer.earlier
+        )
+        now = self._began = time.monotonic()
+        config = definition.config
+        self._starts = Starts(
+            str(config.entry_script),
+            node_count=config.node_count,
+            limit_s=settings["init_timeout_s"],
+        )
+        self._waits = Waits(definition.options, settings, max_attempts=limits.max_attempts, now=now)
+        self._last_shown = self._last_line = now
+        self._shutdown_failures: list[messages.Event] = []
         self._first_errors: set[tuple[str, str]] = set()
         self._warned = False
+
+    @property
+    def attempts(self) -> int:
+        """Attempts that ended in this sitting."""
+        return self._tracker.attempts
+
+    @property
+    def script_failures(self) -> list[messages.Event]:
+        """Processes of which import, `init()` or `shutdown()` failed."""
+        return self._starts.failures + self._shutdown_failures
 
     @property
     def planned(self) -> int | None:
@@ -89,13 +112,15 @@ class Schedule:
 
         Raises:
             ParallelRunError: a threshold is exceeded, or a limit reached.
+            Exception: what `watch` raises, to end the run.
         """
         if self._tracker.done:
-            self._log.info("There is nothing to do: the input holds no mini-batch")
+            self._log.info("There is nothing to do: %s", self._why_nothing())
             return
         self._cluster = Cluster(
             self._definition.config.compute_target,
             node_count=self._definition.config.node_count,
+            first_node=self._first_node,
             step=self._definition.name,
             run_id=self._run_id,
             log=self._log,
@@ -114,14 +139,18 @@ class Schedule:
                 if isinstance(event, NodeNews) and event.event["name"] == "shutdown_failed":
                     self._news(event.event)
 
+    def _why_nothing(self) -> str:
+        done = self._tracker.mini_batches_succeeded
+        return f"all {done:,} mini-batches are done" if done else "the input holds no mini-batch"
+
     def _loop(self) -> None:
         while True:
             for bundle in self._tracker.next_bundles():
                 self._cluster.submit(bundle)
+                self._waits.submitted(bundle, time.monotonic())
             if self._tracker.done:
                 return
             for event in self._cluster.collect(TICK_S):
-                self._last_news = time.monotonic()
                 self._handle(event)
             self._look_around()
 
@@ -134,18 +163,24 @@ class Schedule:
             case NodeNews():
                 self._news(event.event)
             case NodeJoined():
-                self._tracker.node_joined(event.node, event.processes)
-                self._log.info("%s joined: %s", event.node, event.description)
+                self._node_joined(event)
             case NodeLost():
                 self._node_lost(event)
+            case NoWorkerLeft():
+                raise self._starts.given_up() or ClusterError(
+                    f"no Dask worker can be a node of this run: {event.reason}"
+                )
 
     def _bundle_ended(self, event: BundleEnded) -> None:
+        self._waits.ended(event.number)
         if event.frames == b"":
             self._tracker.bundle_returned(event.number)
             return
         self._settle(self._tracker.bundle_ended(event.number, _results(event.frames)))
 
     def _settle(self, settled: list[Settled]) -> None:
+        if any(one.record.final for one in settled):
+            self._waits.done(time.monotonic())
         for one in settled:
             self._writer.add(one.record, one.data, one.columns)
             if one.record.error is not None:
@@ -159,6 +194,8 @@ class Schedule:
             )
         if why := self._tracker.exceeded():
             raise ErrorThresholdExceeded(why)
+        if why := self._tracker.hopeless():
+            raise EntryScriptError(why)
 
     def _tell(self, one: Settled) -> None:
         """Log a failed attempt: the first of each kind to the flow as well."""
@@ -186,75 +223,43 @@ class Schedule:
         name = news["name"]
         if name == "bundle_started":
             self._tracker.bundle_started(news["bundle"])
+            self._waits.begun(news["bundle"], time.monotonic())
             return
         self._log.debug("%s", news)
-        if name in ("start_failed", "shutdown_failed"):
-            self.script_failures.append(news)
-            if name == "shutdown_failed":
-                self._log.warning(
-                    "%s %s: shutdown() failed: %s: %s",
-                    news["node"],
-                    news["process"],
-                    news["error"]["type"],
-                    news["error"]["message"],
-                )
-        elif name == "gave_up":
+        self._starts.heard(news)
+        if name == "shutdown_failed":
+            self._shutdown_failures.append(news)
             self._log.warning(
-                "%s: no process could be started, it is not tried any more", news["node"]
+                "%s %s: shutdown() failed: %s: %s",
+                news["node"],
+                news["process"],
+                news["error"]["type"],
+                news["error"]["message"],
             )
-            self._drop(news["node"], for_good=True)
-            if not self._cluster.nodes:
-                raise self._init_failed()
+
+    def _node_joined(self, event: NodeJoined) -> None:
+        self._waits.node_joined(event.node, time.monotonic())
+        self._starts.node_joined(event.node, event.processes)
+        self._tracker.node_joined(event.node, event.processes)
+        self._log.info("%s joined: %s", event.node, event.description)
 
     def _node_lost(self, event: NodeLost) -> None:
         self._log.warning("%s is lost: %s", event.node, event.reason)
-        self._drop(event.node, for_good=event.for_good)
-        self._cluster.tend()
-        if self._cluster.nodes:
-            return
-        if event.for_good:
-            raise ClusterError(f"no Dask worker can be a node of this run: {event.reason}")
-        self._log.warning("No node is left; waiting for a Dask worker")
-
-    def _drop(self, node: str, *, for_good: bool) -> None:
-        self._cluster.forget(node, for_good=for_good)
-        self._settle(self._tracker.node_left(node))
+        self._waits.node_left(event.node, time.monotonic())
+        self._starts.node_left(event.node)
+        self._settle(self._tracker.node_left(event.node, expected=event.expected))
+        if not self._waits.nodes:
+            self._log.warning("No node is left; waiting for a Dask worker")
 
     # -- limits ------------------------------------------------------------------------------
 
     def _look_around(self) -> None:
+        if self._watch is not None:
+            self._watch()
         now = time.monotonic()
         self._report(now)
-        if now - self._last_tend > 1.0:
-            self._last_tend = now
-            self._cluster.tend()
-        options = self._definition.options
-        waited = now - self._began
-        if not self._cluster.nodes and now - self._last_news > options.first_task_creation_timeout:
-            raise ClusterError(
-                f"no Dask worker could be made a node for {now - self._last_news:.0f} seconds "
-                f"(--first_task_creation_timeout {options.first_task_creation_timeout:g})"
-            )
-        if (
-            not self._tracker.attempts
-            and not self._tracker.running
-            and waited > options.first_task_creation_timeout
-        ):
-            raise NoProgress(
-                f"no mini-batch was handed out within --first_task_creation_timeout "
-                f"{options.first_task_creation_timeout:g} seconds"
-            )
-        if now - self._last_news > self._no_progress_s:
-            raise NoProgress(f"No progress update in {now - self._last_news:.0f} seconds.")
-
-    @property
-    def _no_progress_s(self) -> float:
-        """Seconds without any news that end a run: what is asked for, else what no living node exceeds."""
-        asked = self._definition.options.progress_update_timeout
-        if asked is not None:
-            return asked
-        s = self._settings
-        return s["init_timeout_s"] + 2 * s["load_timeout_s"] + s["run_timeout_s"] + 60
+        if error := self._starts.verdict(now - self._began) or self._waits.verdict(now):
+            raise error
 
     def _report(self, now: float) -> None:
         if now - self._last_shown < SHOW_S:
@@ -275,15 +280,17 @@ class Schedule:
             self._on_progress(standing)
         if now - self._last_line >= PROGRESS_S:
             self._last_line = now
-            self._log.info("%s", standing if self._cluster.nodes else WAITING)
+            self._log.info("%s", standing if self._waits.nodes else WAITING)
 
-    def _init_failed(self) -> InitFailed:
-        stages = {news["error"]["stage"] for news in self.script_failures}
-        what = [said for stage, said in STAGES.items() if stage in stages]
-        return InitFailed(
-            f"{self._definition.config.entry_script}: no worker process is left on any node, and none "
-            f"can be started: {' and '.join(what)}, {len(self.script_failures)} times"
-        )
+
+def _to_run(plan: Iterable[MiniBatch], done: Iterator[int]) -> Iterator[MiniBatch]:
+    """Yield the mini-batches that are not done; both are ascending, and neither is held in memory."""
+    next_done = next(done, None)
+    for mini_batch in plan:
+        while next_done is not None and next_done < mini_batch.index:
+            next_done = next(done, None)
+        if next_done != mini_batch.index:
+            yield mini_batch
 
 
 def _results(frames: bytes) -> list[Ended]:

@@ -5,24 +5,15 @@ Only what is in flight or waiting to run again is held in memory; what is settle
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from prefect_parallelrun.driver import policy
-from prefect_parallelrun.driver.bundle import Bundle, Ended, Pending, Settled, sample
-from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch, Outcome
+from prefect_parallelrun.driver import attempt_records, policy, splitting
+from prefect_parallelrun.driver.bundle import Bundle, Ended, Pending, Settled
+from prefect_parallelrun.driver.dispatch import Dispatch
+from prefect_parallelrun.models import AttemptError, AttemptRecord, Earlier, MiniBatch, Outcome
 
-LOST = "the node was lost while the mini-batch ran on it"
-
-
-@dataclass(slots=True)
-class _Node:
-    processes: int
-    bundles: int = 0
-    """In flight."""
+_NOTHING = Earlier()
 
 
 class Tracker:
@@ -33,26 +24,28 @@ class Tracker:
         plan: Iterable[MiniBatch],
         limits: policy.Limits,
         log_file: Callable[[str, str], str] = lambda node, process: "",
+        earlier: Earlier = _NOTHING,
     ) -> None:
-        """Begin; `log_file` says where a node and process write their stack traces."""
-        self._log_file = log_file
-        self._plan: Iterator[MiniBatch] = iter(plan)
+        """Begin.
+
+        Args:
+            plan: the mini-batches that are to run, those in `earlier.parts` and `earlier.missing`
+                included.
+            limits: of the step.
+            log_file: says where a node and process write their stack traces.
+            earlier: what earlier sittings of the run have done.
+        """
+        self._dispatch = Dispatch(plan, earlier)
         self._limits = limits
-        self._ahead: deque[MiniBatch] = deque()
-        self._again: deque[Pending] = deque()
-        self._bundles: dict[int, Bundle] = {}
-        self._nodes: dict[str, _Node] = {}
-        self._number = 0
-        self._mean_s: float | None = None
-        self._mean_bytes = 0.0
-        self._grown = 1
-        self.planned_all = False
-        """Whether the plan has given all it has."""
-        self.planned = 0
-        """Mini-batches taken from the plan so far."""
-        self.mini_batches_succeeded = 0
+        self._log_file = log_file
+        self._earlier = earlier
+        self._promising = earlier != _NOTHING
+        """Whether anything has succeeded: then not all fail alike."""
+        self._alike: dict[tuple[str, str, str], tuple[int, AttemptError]] = {}
+        """As long as nothing has: how many failed for good in one way, and the first such error."""
+        self.mini_batches_succeeded = earlier.mini_batches
         self.mini_batches_failed = 0
-        self.items_succeeded = 0
+        self.items_succeeded = earlier.items
         self.items_failed = 0
         self.attempts = 0
         self.retries = 0
@@ -60,6 +53,16 @@ class Tracker:
         """The first mini-batch for which `run()` returned more elements than it has items (R16)."""
 
     # -- where it stands ---------------------------------------------------------------------
+
+    @property
+    def planned(self) -> int:
+        """Mini-batches taken from the plan so far, and those that need not run again."""
+        return self._earlier.mini_batches + self._dispatch.planned
+
+    @property
+    def planned_all(self) -> bool:
+        """Whether the plan has given all it has."""
+        return self._dispatch.planned_all
 
     @property
     def tally(self) -> policy.Tally:
@@ -74,71 +77,70 @@ class Tracker:
     @property
     def done(self) -> bool:
         """Whether every mini-batch of the plan is settled."""
-        if self._bundles or self._again or self._ahead:
-            return False
-        return self._left(1) == 0
+        return self._dispatch.done
 
     @property
     def running(self) -> int:
         """Mini-batches in flight."""
-        return sum(len(bundle.members) for bundle in self._bundles.values())
+        return self._dispatch.running
 
     def exceeded(self) -> str | None:
         """Return which threshold is exceeded, in words, or None."""
-        scheduled_all = self.planned_all and not self._ahead
-        return policy.exceeded(self._limits, self.tally, self.planned if scheduled_all else None)
+        planned = self.planned if self._dispatch.scheduled_all else None
+        return policy.exceeded(self._limits, self.tally, planned)
+
+    def hopeless(self) -> str | None:
+        """Return in words why it is not worth going on: all fail alike, and nothing has succeeded."""
+        if not self._alike:
+            return None
+        alike, error = max(self._alike.values(), key=lambda one: one[0])
+        return policy.hopeless(
+            self._limits, alike=alike, processes=self._dispatch.processes, error=error
+        )
 
     # -- nodes -------------------------------------------------------------------------------
 
     def node_joined(self, node: str, processes: int) -> None:
         """Count a node with so many worker processes in."""
-        self._nodes[node] = _Node(processes)
+        self._dispatch.node_joined(node, processes)
 
-    def node_left(self, node: str) -> list[Settled]:
+    def node_left(self, node: str, *, expected: bool = False) -> list[Settled]:
         """Take a node out; what it had runs elsewhere, which is no attempt of theirs (R86).
 
-        What a process had taken up runs alone from now on; on the third loss it has failed.
+        What was in flight there goes one to a bundle from now on, what was running on two lost nodes
+        runs alone, and on the third loss it has failed. A node that was `expected` to leave (retired,
+        preempted: R214) casts no suspicion on anything.
         """
-        if self._nodes.pop(node, None) is None:
-            return []
         settled: list[Settled] = []
-        for bundle in [b for b in self._bundles.values() if b.node == node]:
-            del self._bundles[bundle.number]
+        for bundle in self._dispatch.node_left(node):
+            if expected:
+                self._dispatch.put_back(bundle.members)
+                continue
             for member in bundle.members:
                 member.lost += bundle.started
-                if member.lost >= policy.MAX_LOST:
-                    settled.append(self._lost_for_good(member, node))
+                member.near_lost += 1
+                if policy.takes_nodes_down(member.lost, member.near_lost):
+                    loss = attempt_records.node_loss(member)
+                    settled.append(self._failed_for_good(member, node, loss))
                 else:
-                    self._again.append(member)
+                    member.alone |= policy.takes_nodes_down(member.lost + 1, member.near_lost + 1)
+                    self._dispatch.put(member)
         return settled
 
     # -- work --------------------------------------------------------------------------------
 
     def next_bundles(self) -> list[Bundle]:
         """Return what is to be submitted now, so that every node's window is full."""
-        bundles: list[Bundle] = []
-        without: set[str] = set()
-        while (node := self._hungriest(without)) is not None:
-            members = self._take(node)
-            if not members:
-                without.add(node)
-                continue
-            self._number += 1
-            bundle = Bundle(number=self._number, node=node, members=members)
-            self._bundles[bundle.number] = bundle
-            self._nodes[node].bundles += 1
-            bundles.append(bundle)
-        return bundles
+        return self._dispatch.next_bundles()
 
     def bundle_started(self, number: int) -> None:
         """Note that a process has taken the bundle up."""
-        if bundle := self._bundles.get(number):
-            bundle.started = True
+        self._dispatch.started(number)
 
     def bundle_returned(self, number: int) -> None:
         """Take back a bundle that never reached a process."""
-        if bundle := self._close(number):
-            self._not_run(bundle.members)
+        if bundle := self._dispatch.back(number):
+            self._dispatch.put_back(bundle.members)
 
     def bundle_ended(self, number: int, results: Iterable[Ended]) -> list[Settled]:
         """Settle the attempts of a bundle; what has no result was not started and runs again.
@@ -146,7 +148,7 @@ class Tracker:
         A bundle that is not known (its node was thought lost, and its mini-batches run elsewhere)
         changes nothing: a result counts once.
         """
-        bundle = self._close(number)
+        bundle = self._dispatch.back(number)
         if bundle is None:
             return []
         settled: list[Settled] = []
@@ -161,174 +163,107 @@ class Tracker:
                 settled.append(self._succeeded(member, bundle.node, result, data))
             else:
                 settled.append(self._failed(member, bundle.node, result))
-        if ended:
-            self._learn(spent / len(ended), volume / len(ended), len(ended))
-        self._not_run([m for place, m in enumerate(bundle.members) if place not in ended])
+        if ended and bundle.members[0].part is None:  # what a part takes says little of the others
+            self._dispatch.learn(spent / len(ended), volume / len(ended), len(ended))
+        self._dispatch.put_back([m for at, m in enumerate(bundle.members) if at not in ended])
         return settled
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _close(self, number: int) -> Bundle | None:
-        bundle = self._bundles.pop(number, None)
-        if bundle is not None:
-            self._nodes[bundle.node].bundles -= 1
-        return bundle
-
-    def _not_run(self, members: list[Pending]) -> None:
-        """Put back, to the front, what no process began."""
-        for member in reversed(members):
-            if member.attempt == 1 and not member.lost:
-                self._ahead.appendleft(member.mini_batch)
-            else:
-                self._again.appendleft(member)
-
-    def _learn(self, seconds: float, volume: float, size: int) -> None:
-        self._grown = max(self._grown, size)
-        if self._mean_s is None:
-            self._mean_s, self._mean_bytes = seconds, volume
-        else:
-            self._mean_s += 0.25 * (seconds - self._mean_s)
-            self._mean_bytes += 0.25 * (volume - self._mean_bytes)
-
-    def _hungriest(self, without: set[str]) -> str | None:
-        """Return the node with the most room in its window, or None; `without`: nothing is for them."""
-        size = policy.window(self._mean_s)
-        best, most = None, 0.0
-        for name, node in self._nodes.items():
-            room = size - node.bundles / node.processes
-            if room > most and name not in without:
-                best, most = name, room
-        return best
-
-    def _take(self, node: str) -> list[Pending]:
-        """Take the next bundle's mini-batches for `node`; those that run again go alone, first."""
-        again = self._next_again(node)
-        if again is not None:
-            return [again]
-        processes = sum(n.processes for n in self._nodes.values())
-        wanted = policy.bundle_size(
-            self._mean_s, self._mean_bytes, self._grown, self._left(processes), processes
-        )
-        members: list[Pending] = []
-        items = 0
-        while self._ahead and len(members) < wanted and items < policy.BUNDLE_ITEMS:
-            mini_batch = self._ahead.popleft()
-            items += mini_batch.items or 0
-            members.append(Pending(mini_batch))
-        return members
-
-    def _next_again(self, node: str) -> Pending | None:
-        """Return one that runs again, on another node than before where there is one."""
-        for place, member in enumerate(self._again):
-            tried = {name for name, _ in member.avoid}
-            if node not in tried or not self._nodes.keys() - tried:
-                del self._again[place]
-                return member
-        return None
-
-    def _left(self, processes: int) -> int | None:
-        """Look ahead in the plan; return how many are left once its end is in sight."""
-        wanted = 2 * processes * policy.BUNDLE_MOST if self._mean_s else 2 * processes
-        if not self.planned_all and len(self._ahead) < wanted:
-            fresh = list(islice(self._plan, wanted - len(self._ahead)))
-            self.planned += len(fresh)
-            self.planned_all = len(fresh) < wanted - len(self._ahead)
-            self._ahead.extend(fresh)
-        return len(self._ahead) if self.planned_all else None
-
     def _succeeded(
         self, member: Pending, node: str, result: dict[str, Any], data: bytes
     ) -> Settled:
-        total, rows = result["items"], result["rows"]
-        done = min(rows, total)
-        if rows > total and self.overlong is None:
+        record = attempt_records.success(member, node, result)
+        if record.rows > record.items_total and self.overlong is None:
             self.overlong = member.mini_batch
+        if record.items_total and not self._promising:
+            self._promising = True
+            self._alike.clear()
         self.attempts += 1
-        self.mini_batches_succeeded += 1
-        self.items_succeeded += done
-        self.items_failed += total - done
-        record = AttemptRecord(
-            mini_batch=member.mini_batch.index,
-            attempt=member.attempt,
-            final=True,
-            outcome=Outcome.SUCCEEDED,
-            node=node,
-            process=result["process"],
-            items_total=total,
-            items_succeeded=done,
-            items_failed=total - done,
-            rows=rows,
-            started_at=result.get("started_at", 0.0),
-            elapsed_s=result.get("elapsed_s", 0.0),
-            cpu_s=result.get("cpu_s", 0.0),
-            run_s=result.get("run_s", 0.0),  # absent for a range in which no row begins
-            items_sample=sample(member.mini_batch) if done < total else (),
-        )
+        self._count(member, record)
         return Settled(record, data, result.get("columns"))
 
     def _failed(self, member: Pending, node: str, result: dict[str, Any]) -> Settled:
-        self.attempts += 1
-        final = member.attempt >= self._limits.max_attempts
-        record = self._failure(
-            member,
-            node,
-            final=final,
-            outcome=Outcome(result["outcome"]),
-            items=result.get("items", -1),
-            error=AttemptError(**result["error"]),
-            result=result,
-        )
-        if not final:
+        told = result.get("items", -1)
+        if member.items is None and told >= 0:
+            member.items = told
+        memory = result["error"]["category"] == "memory"
+        used_up = member.attempt >= self._limits.max_attempts
+        splits = (used_up or memory) and self._may_split(member)
+        if used_up and not splits:
+            return self._failed_for_good(member, node, result)
+        record = self._failure(member, node, result, final=False)
+        member.avoid.append((node, result["process"]))
+        if splits:
+            self._split(member)
+        else:
             member.attempt += 1
-            member.avoid.append((node, result["process"]))
+            member.alone |= memory
             self.retries += 1
-            self._again.append(member)
+            self._dispatch.put(member)
         return Settled(record)
 
-    def _lost_for_good(self, member: Pending, node: str) -> Settled:
-        self.attempts += 1
-        error = AttemptError(
-            category="node_lost",
-            type="NodeLost",
-            message=f"{LOST}, {member.lost} times",
-            where="",
-        )
-        record = self._failure(
-            member, node, final=True, outcome=Outcome.NODE_LOST, items=-1, error=error, result={}
-        )
+    def _may_split(self, member: Pending) -> bool:
+        """Whether its items can be tried apart; not where rows hold that only the whole may replace."""
+        if not self._limits.isolate or member.mini_batch.index in self._earlier.missing:
+            return False
+        return member.items is not None and member.items > 1
+
+    def _split(self, member: Pending) -> None:
+        """Queue the parts of what failed: each gets the attempts that were left, at least one (R203)."""
+        assert member.items is not None
+        split = member.split or splitting.Split(open=1)
+        split.open -= 1
+        for part in splitting.cut(*(member.part or (0, member.items)), single=not self._promising):
+            split.open += 1
+            one = Pending(
+                member.mini_batch,
+                attempt=member.attempt + 1,
+                part=part,
+                split=split,
+                items=part[1] - part[0],
+                avoid=member.avoid[:],
+            )
+            self._dispatch.put(one)
+
+    def _failed_for_good(self, member: Pending, node: str, result: dict[str, Any]) -> Settled:
+        held = self._earlier.missing.get(member.mini_batch.index)
+        record = self._failure(member, node, result, final=held is None)
+        if held is None:
+            self._count(member, record)
+            self._count_alike(AttemptError(**result["error"]))
+        else:
+            self.mini_batches_succeeded += 1
+            self.items_succeeded += held[0]
+            self.items_failed += held[1]
         return Settled(record)
 
     def _failure(
-        self,
-        member: Pending,
-        node: str,
-        *,
-        final: bool,
-        outcome: Outcome,
-        items: int,
-        error: AttemptError,
-        result: dict[str, Any],
+        self, member: Pending, node: str, result: dict[str, Any], *, final: bool
     ) -> AttemptRecord:
-        # Rows that were never read cannot be counted: such a mini-batch stands as one item.
-        total = items if items >= 0 else member.mini_batch.items or 1
-        if final:
+        self.attempts += 1
+        process = result["process"]
+        log_file = self._log_file(node, process) if process else ""
+        return attempt_records.failure(member, node, result, final=final, log_file=log_file)
+
+    def _count(self, member: Pending, record: AttemptRecord) -> None:
+        """Add what a final attempt settles; a mini-batch in parts is settled with the last of them."""
+        self.items_succeeded += record.items_succeeded
+        self.items_failed += record.items_failed
+        succeeded = record.outcome == Outcome.SUCCEEDED
+        if (split := member.split) is not None:
+            split.open -= 1
+            split.succeeded |= record.items_succeeded > 0
+            if split.open:
+                return
+            succeeded = split.succeeded
+        if succeeded:
+            self.mini_batches_succeeded += 1
+        else:
             self.mini_batches_failed += 1
-            self.items_failed += total
-        return AttemptRecord(
-            mini_batch=member.mini_batch.index,
-            attempt=member.attempt,
-            final=final,
-            outcome=outcome,
-            node=node,
-            process=result.get("process", ""),
-            items_total=total,
-            items_succeeded=0,
-            items_failed=total if final else 0,
-            started_at=result.get("started_at", 0.0),
-            elapsed_s=result.get("elapsed_s", 0.0),
-            cpu_s=result.get("cpu_s", 0.0),
-            run_s=result.get("run_s", 0.0),
-            error=error,
-            items_sample=sample(member.mini_batch),
-            log_file=self._log_file(node, result["process"]) if result.get("process") else "",
-        )
+
+    def _count_alike(self, error: AttemptError) -> None:
+        if not self._promising:
+            kind = (error.category, error.type, error.where)
+            alike, first = self._alike.get(kind, (0, error))
+            self._alike[kind] = (alike + 1, first)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,13 +29,15 @@ import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's fol
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import gpus, snapshot
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun_runtime import channel, messages, supervisor
+from prefect_parallelrun_runtime import channel, messages, reaper, supervisor
 
 logger = logging.getLogger(__name__)
 
 STALE = b""
 """What a bundle comes back as when no process ever had it: no agent, or it lost its supervisor."""
 
+BEAT_S = 2.0
+"""How often a node says that it is there."""
 LEASE_S = 30.0
 """A node whose lease has not come by then was started for a driver that died meanwhile."""
 INIT_FAILURES = 3
@@ -71,18 +74,25 @@ class NodeAgent(distributed.WorkerPlugin):
         self._topic = topic
         self._waiting: dict[int, _Waiting] = {}
         self._lock = threading.Lock()
+        self._birth = threading.Lock()
+        """Held while the supervisor starts: an end that comes meanwhile must find all of it, or nothing."""
         self._lost = False
         self._shutdown_failures: list[dict[str, Any]] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._beating: asyncio.Task[None] | None = None
 
-    def start(self, worker: distributed.Worker) -> dict[str, Any]:
+    def setup(self, worker: distributed.Worker) -> None:
+        """Know the Dask worker, so that the node can be ended from here on."""
+        self._worker = worker
+
+    def start(self) -> dict[str, Any]:
         """Start the supervisor; return what the driver wants to know of the node.
 
         Raises:
-            ClusterError: this host does not see the run folder.
+            ClusterError: this host does not see the run folder, or the run is over already.
         """
-        self._worker = worker
+        worker = self._worker
         if not self._paths.token.exists():
             raise ClusterError(
                 f"the Dask worker {worker.address} on {socket.gethostname()} does not see the run folder "
@@ -103,12 +113,15 @@ class NodeAgent(distributed.WorkerPlugin):
         snapshot.unpack(self._paths.source.read_bytes(), folder / "source")
         for file in settings["files"].values():
             Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
-        self._process = self._start_supervisor()
+        with self._birth:
+            if self._ended:  # while the source was unpacked
+                raise ClusterError("the run is over")
+            process = self._process = self._start_supervisor()
         return {
             "processes": settings["process_count"],
             "gpus": gpu_count,
             "host": socket.gethostname(),
-            "pid": self._process.pid,
+            "pid": process.pid,
         }
 
     def run(self, number: int, header: messages.BundleHeader, tasks: bytes) -> bytes:
@@ -140,18 +153,29 @@ class NodeAgent(distributed.WorkerPlugin):
         if start != "memory" and finish in ("cancelled", "released", "forgotten"):
             self._worker.loop.add_callback(self._end_orphaned)
 
-    async def expire(self) -> None:
-        """End the node unless its lease has come: the driver may die while it starts."""
-        await asyncio.sleep(LEASE_S)
-        if not self._held:
-            await self._end_orphaned()
+    def begin(self) -> None:
+        """Say from now on that the node is there, for as long as its Dask worker is."""
+        self._beating = asyncio.ensure_future(self._beat())
+
+    async def _beat(self) -> None:
+        """Beat on the Dask worker's own loop: where that does not run, no result comes either."""
+        began = time.monotonic()
+        try:
+            while True:
+                self._publish({"name": "alive"})
+                await asyncio.sleep(BEAT_S)
+                if not self._held and time.monotonic() - began > LEASE_S:
+                    self._worker.loop.add_callback(self._end_orphaned)
+        except asyncio.CancelledError:
+            # Without a nanny, a Dask worker that gets SIGTERM closes nothing: its loop just ends.
+            self._clean_up()
+            raise
 
     async def _end_orphaned(self) -> None:
         if not self._ended:
             logger.warning("The driver of %s is gone; ending its node", self._settings["run_id"])
             await asyncio.to_thread(self.stop, gracefully=False)
-            if self._worker.plugins.get(_name(self._id)) is self:
-                await self._worker.plugin_remove(name=_name(self._id))
+            await _remove(self._id, self._worker)
 
     def stop(self, *, gracefully: bool) -> list[dict[str, Any]]:
         """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor.
@@ -168,9 +192,12 @@ class NodeAgent(distributed.WorkerPlugin):
         self._clean_up()
         return self._shutdown_failures
 
-    def teardown(self, worker: distributed.Worker) -> None:
+    async def teardown(self, worker: distributed.Worker) -> None:
         """Leave nothing on the Dask worker when it closes or the run ends."""
-        self._clean_up()
+        self._leave()
+        await asyncio.to_thread(self._clean_up)
+        if self._beating is not None and self._beating is not asyncio.current_task():
+            self._beating.cancel()
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -183,7 +210,8 @@ class NodeAgent(distributed.WorkerPlugin):
         }
 
     def _start_supervisor(self) -> subprocess.Popen[bytes]:
-        ours, theirs = socket.socketpair()
+        self._socket, theirs = socket.socketpair()
+        self._send_lock = threading.Lock()
         try:
             process = subprocess.Popen(
                 supervisor.command(theirs.fileno()),
@@ -193,11 +221,12 @@ class NodeAgent(distributed.WorkerPlugin):
             )
         finally:
             theirs.close()
-        self._socket = ours
-        self._send_lock = threading.Lock()
         self._send(channel.pack(channel.SETTINGS, 0, self._settings))
         self._reader = threading.Thread(
-            target=self._read, name=f"parallelrun-{self._settings['node']}", daemon=True
+            target=self._read,
+            args=(process,),
+            name=f"parallelrun-{self._settings['node']}",
+            daemon=True,
         )
         self._reader.start()
         return process
@@ -206,7 +235,7 @@ class NodeAgent(distributed.WorkerPlugin):
         with self._send_lock:
             self._socket.sendall(data)
 
-    def _read(self) -> None:
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
         try:
             for kind, number, frame in self._incoming():
                 if kind == channel.EVENT:
@@ -217,6 +246,7 @@ class NodeAgent(distributed.WorkerPlugin):
                         waiting.whole = True
                         waiting.ended.set()
         finally:
+            self._bury(process)
             with self._lock:
                 self._lost = True
                 waiting_still = list(self._waiting.values())
@@ -243,24 +273,35 @@ class NodeAgent(distributed.WorkerPlugin):
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed: nobody listens
             self._worker.log_event(self._topic, news)
 
+    def _leave(self) -> None:
+        """Tell the driver that the Dask worker closes: what ran here is not to blame for that (R214)."""
+        if not self._ended:
+            self._publish({"name": "leaving"})
+
     def _clean_up(self) -> None:
         self._ended = True
         self._released.set()
-        if self._process is not None:
-            self._end_supervisor(self._process)
+        with self._birth:
+            started = self._process is not None
+        if started:
+            # Its end of the socket closes, upon which it kills every descendant and ends.
+            with contextlib.suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            self._reader.join()
+            self._socket.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _end_supervisor(self, process: subprocess.Popen[bytes]) -> None:
-        # Its end of the socket closes, upon which it kills every descendant and ends.
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+    def _bury(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the end of the supervisor; of one that was killed, kill what it has left behind."""
         try:
-            process.wait(SUPERVISOR_END_S)
+            code = process.wait(SUPERVISOR_END_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-        self._socket.close()
+            code = process.wait()
+        if code < 0:
+            run, node = self._settings["run_id"], self._settings["node"]
+            reaper.kill_marked(f"PARALLELRUN_PROCESS={run}/{node}/".encode())
 
 
 def _name(agent_id: str) -> str:
@@ -280,14 +321,21 @@ async def start_node(
     hold the user's environment variables.
     """
     agent = NodeAgent(agent_id, settings, Path(run_folder), topic)
+    # First of all: `stop_node` may come while it starts.
+    await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
     try:
-        info = await asyncio.to_thread(agent.start, dask_worker)
+        info = await asyncio.to_thread(agent.start)
     except Exception as error:
         await asyncio.to_thread(agent.stop, gracefully=False)
+        await _remove(agent_id, dask_worker)
         return {"failure": f"{type(error).__name__}: {error}"}
-    await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
-    dask_worker.loop.add_callback(agent.expire)
+    agent.begin()
     return info
+
+
+async def _remove(agent_id: str, dask_worker: distributed.Worker) -> None:
+    if _name(agent_id) in dask_worker.plugins:
+        await dask_worker.plugin_remove(name=_name(agent_id))
 
 
 async def stop_node(
@@ -298,7 +346,7 @@ async def stop_node(
     if not isinstance(agent, NodeAgent):
         return []
     news = await asyncio.to_thread(agent.stop, gracefully=gracefully)
-    await dask_worker.plugin_remove(name=_name(agent_id))
+    await _remove(agent_id, dask_worker)
     return news
 
 

@@ -33,7 +33,10 @@ Runner = Callable[..., ParallelRunResult]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Runner:
-    """Return a function that runs a script over inputs: `run(script, inputs, arguments=…, **config)`."""
+    """Return a function that runs a script over inputs: `run(script, inputs, arguments=…, **config)`.
+
+    With the `run_folder` of an earlier call it goes on with that run.
+    """
 
     def call(
         script: str,
@@ -43,6 +46,8 @@ def run(tmp_path: Path) -> Runner:
         side_inputs: tuple[Any, ...] = (),
         files: dict[str, str] | None = None,
         output: Path | None = None,
+        run_folder: Path | None = None,
+        watch: Callable[[], None] | None = None,
         **settings: Any,
     ) -> ParallelRunResult:
         source = tmp_path / f"source-{uuid.uuid4().hex[:6]}"
@@ -62,12 +67,13 @@ def run(tmp_path: Path) -> Runner:
             output=OutputFileDatasetConfig(destination=str(output)) if output else None,
         )
         definition.validate()
-        run_id = uuid.uuid4().hex[:12]
+        folder = run_folder or tmp_path / "runs" / uuid.uuid4().hex[:12]
         return run_step(
             definition,
-            run_folder=tmp_path / "runs" / run_id,
-            run_id=run_id,
+            run_folder=folder,
+            run_id=folder.name,
             log=logging.getLogger("test"),
+            watch=watch,
         )
 
     return call

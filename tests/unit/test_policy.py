@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_parallelrun.driver import policy
+from prefect_parallelrun.models import AttemptError
 
 
 def limits(**given) -> policy.Limits:
@@ -94,3 +95,66 @@ def test_a_process_has_two_seconds_of_work_ahead_and_never_less_than_two_bundles
     assert policy.window(None) == 2
     assert policy.window(60.0) == 2
     assert policy.window(1e-6) == 4  # of half a second each
+
+
+@pytest.mark.parametrize(
+    ("age_s", "ever_ready", "failures", "failed"),
+    [
+        (121.0, False, 16, True),
+        (120.0, False, 99, False),  # not older than two minutes
+        (500.0, True, 99, False),  # one has come through
+        (500.0, False, 15, False),  # 2 * 2 nodes * 4 processes
+    ],
+)
+def test_a_run_fails_when_no_process_ever_gets_ready(age_s, ever_ready, failures, failed):
+    """R89: older than 2 minutes, no success ever, and two failed starts per process."""
+    why = policy.init_failed(
+        age_s=age_s, ever_ready=ever_ready, failures=failures, node_count=2, processes_per_node=4
+    )
+
+    assert (why is not None) == failed
+    if failed:
+        assert "121 seconds" in why
+        assert "16 starts" in why
+
+
+def test_a_run_fails_when_all_processes_are_stuck_in_init():
+    """R90: all of them, for more than 3 * run_invocation_timeout + 30 seconds."""
+    limit_s = policy.init_limit_s(60.0)
+
+    assert limit_s == 210.0
+    assert policy.init_stuck(stuck=0, processes=0, limit_s=limit_s) is None  # none is there
+    assert policy.init_stuck(stuck=3, processes=4, limit_s=limit_s) is None
+    assert "4 processes" in policy.init_stuck(stuck=4, processes=4, limit_s=limit_s)
+
+
+@pytest.mark.parametrize(
+    ("given", "alike", "processes", "stops"),
+    [
+        ({}, 9, 1, False),
+        ({}, 10, 1, True),
+        ({}, 11, 4, False),  # 3 * 4 processes
+        ({}, 12, 4, True),
+        ({"error_threshold": 5}, 10, 0, True),
+        ({"error_threshold": -1}, 10_000, 1, False),
+    ],
+)
+def test_so_many_failures_alike_and_no_success_end_a_run(given, alike, processes, stops):
+    """R209: max(10, 3 * processes), and never where every failure is tolerated."""
+    error = AttemptError(
+        category="exception", type="KeyError", message="'label'\nmore", where="score.py:9 in run"
+    )
+
+    why = policy.hopeless(limits(**given), alike=alike, processes=processes, error=error)
+
+    assert (why is not None) == stops
+    if stops:
+        assert f"{alike:,} mini-batches" in why
+        assert "KeyError: 'label' (score.py:9 in run)." in why
+
+
+def test_a_mini_batch_is_blamed_for_lost_nodes_when_it_ran_on_three_or_was_near_ten():
+    """Design 4.3: three on which it was running; ten, where only its being in flight is known."""
+    assert not policy.takes_nodes_down(2, 9)
+    assert policy.takes_nodes_down(3, 3)
+    assert policy.takes_nodes_down(0, 10)

@@ -6,7 +6,11 @@ import pytest
 
 from prefect_parallelrun import reuse
 from prefect_parallelrun.config import ParallelRunConfig
-from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig
+from prefect_parallelrun.datasets import (
+    FileDataset,
+    OutputFileDatasetConfig,
+    TabularDataset,
+)
 from prefect_parallelrun.definition import StepDefinition
 
 
@@ -185,3 +189,29 @@ def test_a_manifest_that_cannot_be_read(outputs, content):
     (run / "output_manifest.json").write_text(content)
 
     assert not reuse.is_intact(run)
+
+
+def test_grouping(files):
+    """Mini-batches keep their numbers as long as the same paths are cut in the same way (R204)."""
+    data = files / "data"
+    (data / "b.csv").write_text("x\n1\n")
+
+    def grouping(dataset, **config):
+        step = StepDefinition(
+            name="score-files",
+            config=ParallelRunConfig(str(files / "scripts" / "score.py"), **config),
+            inputs=(dataset,),
+        )
+        return reuse.grouping(step, step.list_inputs())
+
+    both = FileDataset.from_files(str(data))
+    table = TabularDataset.from_delimited_files(str(data / "b.csv"))
+    first, cut = grouping(both), grouping(table)
+
+    assert grouping(both, node_count=2, run_max_try=1) == first
+    assert len({first, cut, grouping(both, mini_batch_size=1)}) == 3
+    (data / "b.csv").write_text("x\n1\n2\n")
+    assert grouping(both) == first  # a file that was mended is still the same item
+    assert grouping(table) != cut  # a table that was is cut elsewhere
+    (data / "c.txt").write_text("")
+    assert grouping(both) != first

@@ -1,0 +1,55 @@
+"""What the driver hears of its cluster; the run does not know what carries its bundles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefect_parallelrun_runtime import messages
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeJoined:
+    """A Dask worker became a node."""
+
+    node: str
+    processes: int
+    description: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeLost:
+    """A node is gone, or never came to be; what it had is to run elsewhere."""
+
+    node: str
+    reason: str
+    for_good: bool = False
+    """Whether its Dask worker is not to be tried again."""
+    expected: bool = False
+    """Whether nothing that ran on it can have caused that: it was retired or preempted, never came to
+    be, or the way to it broke. Then the loss is held against no mini-batch (R214)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoWorkerLeft:
+    """Each Dask worker that is there was tried as a node, in vain."""
+
+    reason: str
+    """Why the last one cannot be a node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeNews:
+    """What a node's supervisor says of its processes."""
+
+    event: messages.Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleEnded:
+    """A bundle came back; `frames` is empty where no process ever had it."""
+
+    number: int
+    frames: bytes
+
+
+Event = NodeJoined | NodeLost | NoWorkerLeft | NodeNews | BundleEnded

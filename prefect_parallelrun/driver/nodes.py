@@ -1,0 +1,353 @@
+"""The Dask workers that are nodes of a run: how they join, what is heard of them, how they leave.
+
+All of it happens on the event loop of the Dask client. The driver's own thread never waits for Dask, so
+that it keeps its limits, and can be interrupted, whatever the cluster does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import queue
+import uuid
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import distributed
+
+from prefect_parallelrun.driver.events import (
+    Event,
+    NodeJoined,
+    NodeLost,
+    NodeNews,
+)
+from prefect_parallelrun.driver.target import Target
+from prefect_parallelrun.node import agent
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun_runtime import messages
+
+RETRY_S = 1.0
+"""How often a Dask worker is spoken to that does not answer."""
+SILENT_AT_END_S = 3 * agent.BEAT_S
+"""At the end of a run a node is not waited for that has been silent for so long."""
+JOIN_LIMIT_S = 120.0
+"""How long a Dask worker may take to become a node: it unpacks the source, and may be busy."""
+JOIN_S = 15.0
+"""How long a node that is still joining may hold up the end of a run."""
+MAX_LOSSES = 3
+"""A Dask worker on which so many nodes in a row were lost without a result is not tried again."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Node:
+    """One incarnation of a node: the same Dask worker may be another one later, under another name."""
+
+    name: str
+    address: str
+    agent_id: str
+    bundles: dict[int, distributed.Future[bytes]] = field(default_factory=dict)
+    joined: bool = False
+    joining: asyncio.Task[None] | None = None
+    lease: distributed.Future[None] | None = None
+    """See `agent.hold_node`."""
+    silent_s: float = 0.0
+    """How long nothing was heard of it, as far as somebody could have heard it."""
+
+
+class Nodes:
+    """Makes Dask workers nodes, notices when they end, and ends them.
+
+    Args:
+        target: whose Dask workers they are.
+        first_node: number in the name of the first one.
+        step: name of the step.
+        topic: under which the agents publish their news.
+        events: where what happens is put, for the driver.
+        log: of the run.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        first_node: int,
+        step: str,
+        topic: str,
+        events: queue.SimpleQueue[Event],
+        log: logging.Logger,
+    ) -> None:
+        self._target = target
+        self._client = target.client
+        self._named = first_node
+        self._step = step
+        self._topic = topic
+        self._events = events
+        self._log = log
+        self._nodes: dict[str, Node] = {}
+        self._losses: Counter[str] = Counter()
+        """By address: nodes lost there, one after the other."""
+        self.leaving: set[str] = set()
+        """Addresses where an earlier node has not ended yet; it may not be able to answer."""
+        self.changed = asyncio.Event()
+        """Set when a node is lost, or its Dask worker can be one again."""
+        self.lost_at = math.inf
+        """When the last one was lost (seconds of the loop's clock); infinite: none was."""
+        self.why = ""
+        """Why the last one was lost."""
+        self._connection: object = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
+        """Whether the run is over: nothing joins or is lost any more."""
+        self.listen()
+
+    def __iter__(self) -> Iterator[Node]:
+        """Iterate over those that there are, the joining included."""
+        return iter(tuple(self._nodes.values()))
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def get(self, name: str) -> Node | None:
+        """Return a node that has not been lost."""
+        return self._nodes.get(name)
+
+    def begin(self, settings: messages.Settings, paths: RunPaths) -> None:
+        """Take in what each node must know."""
+        self._settings = settings
+        self._paths = paths
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Let `work` go on beside the others, until the run is over at the latest."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("The driver's care for its nodes failed", exc_info=error)
+
+    def listen(self) -> None:
+        """Subscribe to the news, again after each break of the connection."""
+        connection = self._client.scheduler_comm
+        if connection is not None and connection is not self._connection:
+            self._connection = connection
+            self._client.subscribe_topic(self._topic, self._on_news)
+            self._client.subscribe_topic("all", self._on_scheduler)
+
+    def may_join(self, address: str) -> bool:
+        """Return whether a Dask worker can be made a node now."""
+        taken = (
+            self.closing or address in self.leaving or any(node.address == address for node in self)
+        )
+        return not taken and self._losses[address] < MAX_LOSSES
+
+    def is_watched(self, node: Node) -> bool:
+        """Return whether its silence means anything: an embedded one is a thread of this process."""
+        return node.joined and not self._target.embedded
+
+    # -- joining -----------------------------------------------------------------------------
+
+    def join(self, address: str) -> None:
+        """Make a Dask worker a node."""
+        node = Node(name=f"node{self._named:03d}", address=address, agent_id=uuid.uuid4().hex[:12])
+        self._named += 1
+        self._nodes[node.name] = node
+        self.spawn(self._join(node))
+
+    async def _join(self, node: Node) -> None:
+        node.joining = asyncio.current_task()
+        files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
+        settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
+        starting = self._run_on(
+            node, agent.start_node, node.agent_id, settings, str(self._paths.root), self._topic
+        )
+        try:
+            info = await asyncio.wait_for(starting, JOIN_LIMIT_S)
+        except Exception as error:
+            why = f"nothing for {JOIN_LIMIT_S:g} s" if isinstance(error, TimeoutError) else error
+            self.drop(node, f"its Dask worker could not be reached: {why}", innocent=True)
+            return
+        if failure := info.get("failure"):
+            reason = f"it could not be started: {failure}"
+            self.drop(node, reason, for_good=True, innocent=True)
+        elif node.name in self._nodes:
+            node.lease = self.submit(node, "node", agent.hold_node, node.agent_id)
+            node.joined = True
+            self._tell_of(node, info)
+
+    def _tell_of(self, node: Node, info: dict[str, Any]) -> None:
+        what = (
+            f"{node.address} on {info['host']}, {info['processes']} processes, {info['gpus']} GPUs"
+        )
+        self._events.put(NodeJoined(node=node.name, processes=info["processes"], description=what))
+
+    def check_lease(self, node: Node) -> None:
+        """Take out a node of which the lease has ended: it has let go, or was let go of."""
+        if node.lease is not None and node.lease.done():
+            self.broke(node, "it has ended by itself")
+
+    def broke(self, node: Node, otherwise: str) -> None:
+        """Take out a node of which Dask has forgotten the tasks; `otherwise` is why, if not by a break.
+
+        Dask forgets all of a client whose connection breaks, its leases too.
+        """
+        if self._client.status != "running":
+            self.drop(node, "the connection to the Dask scheduler broke", innocent=True)
+        else:
+            self.drop(node, otherwise)
+
+    # -- leaving -----------------------------------------------------------------------------
+
+    def drop(
+        self,
+        node: Node,
+        reason: str,
+        *,
+        for_good: bool = False,
+        innocent: bool = False,
+        gone: bool = False,
+    ) -> None:
+        """Take out a node that is lost; another Dask worker, or the same, may take its place.
+
+        Args:
+            node: nothing happens if it is lost already.
+            reason: in words.
+            for_good: its Dask worker is not tried again.
+            innocent: nothing that ran there can have caused it; see `events.NodeLost.expected`.
+            gone: its Dask worker is no more, so that nobody is to be told.
+        """
+        if self.closing or self._nodes.pop(node.name, None) is None:
+            return
+        self.why, self.lost_at = reason, asyncio.get_running_loop().time()
+        self._events.put(
+            NodeLost(node=node.name, reason=reason, for_good=for_good, expected=innocent)
+        )
+        if for_good:
+            self._losses[node.address] = MAX_LOSSES
+        elif not innocent:
+            self._losses[node.address] += 1
+        if node.bundles and not self._target.is_lost:
+            self.spawn(self._client.cancel(list(node.bundles.values()), asynchronous=True))
+        if node.lease is not None:
+            node.lease.release()
+        if not gone:
+            self.leaving.add(node.address)
+            self.spawn(self._send_away(node))
+        self.changed.set()
+
+    async def _send_away(self, node: Node) -> None:
+        """End a node that is lost, once its Dask worker answers again; it is no node before that."""
+        while node.address in self.leaving:
+            try:
+                await self._run_on(node, agent.stop_node, node.agent_id, False)
+                break
+            except Exception as error:
+                self._log.debug("%s cannot be told to end yet: %r", node.name, error)
+            await asyncio.sleep(RETRY_S)
+            with contextlib.suppress(OSError, TimeoutError):
+                if node.address not in await self._target.workers():
+                    break
+        self.leaving.discard(node.address)
+        self.changed.set()
+
+    async def close(self, *, gracefully: bool, limit_s: float) -> None:
+        """End the run on every node, and all that goes on here; what does not answer ends by itself."""
+        self.closing = True
+        goodbyes = [self.spawn(self._say_goodbye(node, gracefully=gracefully)) for node in self]
+        if goodbyes:
+            await asyncio.wait(goodbyes, timeout=limit_s)
+        if bundles := [future for node in self for future in node.bundles.values()]:
+            await self._client.cancel(bundles, asynchronous=True)
+        # Who waits for one of those ends by itself; Dask complains of one that is cancelled.
+        await asyncio.sleep(0.05)
+        if unfinished := list(self._tasks):
+            for task in unfinished:
+                task.cancel()
+            await asyncio.wait(unfinished, timeout=RETRY_S)
+        if self._client.status == "running":
+            # Before the client closes: the scheduler logs a traceback otherwise.
+            self._client.unsubscribe_topic(self._topic)
+            self._client.unsubscribe_topic("all")
+
+    async def _say_goodbye(self, node: Node, *, gracefully: bool) -> None:
+        """End a node, also one that is still joining; wait no longer than it can be heard."""
+        if gracefully and node.joining is not None:
+            await asyncio.wait({node.joining}, timeout=JOIN_S)
+        stop = self._run_on(node, agent.stop_node, node.agent_id, gracefully)
+        ending = asyncio.ensure_future(stop)
+        try:
+            while not ending.done() and node.silent_s < SILENT_AT_END_S:
+                await asyncio.wait({ending}, timeout=RETRY_S)
+                node.silent_s += RETRY_S * self.is_watched(node)
+            if not ending.done():
+                raise TimeoutError(f"silent for {node.silent_s:.0f} s")
+            for news in ending.result():
+                self._events.put(NodeNews(event=news))
+        except (OSError, TimeoutError) as error:
+            self._log.warning(
+                "%s does not answer at the end; it ends by itself: %s", node.name, error
+            )
+        finally:
+            ending.cancel()
+            if node.lease is not None:
+                node.lease.release()
+
+    # -- what comes in -----------------------------------------------------------------------
+
+    def _on_news(self, event: tuple[float, messages.Event]) -> None:
+        news = event[1]
+        node = self._nodes.get(news["node"])
+        if node is None:
+            return
+        node.silent_s = 0.0
+        if news["name"] == "alive":
+            return
+        self._events.put(NodeNews(event=news))
+        if news["name"] == "supervisor_ended":
+            self.drop(node, "its supervisor ended")
+        elif news["name"] == "leaving":
+            self.drop(node, "its Dask worker is closing", innocent=True, gone=True)
+        elif news["name"] == "gave_up":
+            reason = "no worker process could be started there"
+            self.drop(node, reason, for_good=True, innocent=True)
+
+    def _on_scheduler(self, event: tuple[float, dict[str, Any]]) -> None:
+        message = event[1]
+        if not isinstance(message, dict) or message.get("action") != "remove-worker":
+            return
+        address, expected = message["worker"], message["expected"]
+        self.leaving.discard(address)
+        for node in self:
+            if node.address == address:
+                reason = "its Dask worker was retired" if expected else "its Dask worker is gone"
+                self.drop(node, reason, innocent=expected, gone=True)
+
+    def worked(self, node: Node) -> None:
+        """Note that a node has brought a result."""
+        node.silent_s = 0.0
+        self._losses.pop(node.address, None)
+
+    # -- Dask --------------------------------------------------------------------------------
+
+    def submit(self, node: Node, what: str, function: Any, *args: Any) -> distributed.Future[Any]:
+        """Submit a Dask task that only this Dask worker may run, and never a second time."""
+        return self._client.submit(
+            function,
+            *args,
+            key=f"{self._step}-{what}-{node.agent_id}",
+            workers=[node.address],
+            allow_other_workers=False,
+            pure=False,
+        )
+
+    async def _run_on(self, node: Node, function: Any, *args: Any) -> Any:
+        answers = await self._client.run(
+            function, *args, workers=[node.address], on_error="raise", asynchronous=True
+        )
+        return answers[node.address]

@@ -1,0 +1,70 @@
+"""Only what failed, once more, with the script as it is now, into the same output (R204)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prefect_parallelrun import reuse
+from prefect_parallelrun.driver.run import Log, run_step
+from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.node import snapshot
+from prefect_parallelrun.output.journal import Journal
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.progress import Standing
+from prefect_parallelrun.report.summary import summarise
+from prefect_parallelrun.result import ParallelRunResult
+from prefect_parallelrun.run_record import RunRecord, kept_definition
+
+
+def retry_failed(
+    paths: RunPaths, *, log: Log, on_progress: Callable[[Standing], None] | None = None
+) -> ParallelRunResult:
+    """Run again what failed in a run that has ended, and merge it into the run's output.
+
+    The step is as it was, but for what its files hold now: source, inputs, side inputs. Where one of
+    these has changed, the rows belong to no fingerprint any more, and no step takes the run for its own.
+
+    Raises:
+        OutputError: the run has not ended, nothing in it failed, or its inputs are others now.
+        ParallelRunError: it failed again; what has succeeded meanwhile is kept.
+    """
+    record = RunRecord.read(paths)
+    _refuse_what_a_step_goes_on_with(paths, record)
+    definition = kept_definition(paths)
+    listings = definition.list_inputs()
+    if reuse.grouping(definition, listings) != record.grouping:
+        raise OutputError(
+            f"the inputs of run {record.run_id} are others than they were, so it cannot be said "
+            "which of them failed: run the step itself again"
+        )
+    source = snapshot.digest(definition.config, leave_out=definition.left_out)
+    fingerprint = reuse.step_fingerprint(definition, source_sha256=source.sha256, listings=listings)
+    return run_step(
+        definition,
+        run_folder=paths.root,
+        run_id=record.run_id,
+        fingerprint=fingerprint if fingerprint == record.fingerprint else "",
+        source_sha256=source.sha256,
+        log=log,
+        listings=listings,
+        on_progress=on_progress,
+        retry_missing=True,
+        again=f"run `parallelrun retry-failed {record.run_id}` again to go on",
+    )
+
+
+def _refuse_what_a_step_goes_on_with(paths: RunPaths, record: RunRecord) -> None:
+    """Refuse a run that has something left to do which its own step would do better, or nothing at all."""
+    with Journal(paths.journal) as journal:
+        summary = summarise(journal, mini_batches=record.mini_batches, items=record.items)
+    counts = summary.mini_batches
+    settled = counts.succeeded + counts.failed == counts.total
+    # No step has the fingerprint of a retry that did not complete, so that is ours to go on with.
+    if record.fingerprint and not (record.ended and settled):
+        raise OutputError(
+            f"run {record.run_id} has not ended with every mini-batch tried (its state is "
+            f"{record.state}; {counts.succeeded + counts.failed:,} of {counts.total:,} are settled): "
+            "run the step again, and it goes on"
+        )
+    if settled and not counts.failed and not summary.items.failed:
+        raise OutputError(f"nothing failed in run {record.run_id}, so there is nothing to retry")

@@ -1,0 +1,167 @@
+"""A compute target becomes a Dask client: an embedded cluster, one by its address, or the user's own object."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+import dask
+import distributed
+
+from prefect_parallelrun.errors import ClusterError
+
+REMEMBERED_MESSAGES = 10
+"""Each of Dask's connections keeps its last 1,000 messages for debugging. Ours carry the paths of up to
+5,000 files each: hundreds of megabytes in the flow's process."""
+ANSWER_S = 5.0
+"""How long the scheduler may take to say which Dask workers it has."""
+CLOSE_S = 3.0
+"""How long letting go of the scheduler may take; it may be a process that does not answer."""
+DASK_SETTINGS = {
+    "distributed.admin.low-level-log-length": REMEMBERED_MESSAGES,
+    # A hundred times a second it asks for the frames of all threads, which in Python 3.11
+    # before 3.11.9 can lock up the whole process for good when a garbage collection and
+    # the start of a thread coincide with it (CPython's gh-106883; a flow froze so). Each
+    # bundle starts a thread, and all that they do is wait: there is nothing to profile.
+    "distributed.worker.profile.enabled": False,
+}
+"""For what is made in the flow's process: our connections, and embedded Dask workers."""
+
+
+class Target:
+    """The Dask cluster of one run, and our client of it.
+
+    Args:
+        target: None for a cluster of in-process Dask workers that ends with the run, the address of
+            a scheduler, or a Dask cluster object.
+        node_count: Dask workers of an embedded cluster.
+        log: of the run.
+
+    Raises:
+        ClusterError: no scheduler answers there.
+    """
+
+    def __init__(self, target: Any, *, node_count: int, log: logging.Logger) -> None:
+        self._log = log
+        # Prefect prints all that Dask says at INFO. Of an embedded cluster nothing matters to the user:
+        # even the closing of its connections is an error to Dask; what does matter, the driver tells.
+        self._dask_log = logging.getLogger("distributed")
+        self._dask_level = self._dask_log.level
+        self._dask_log.setLevel(
+            max(self._dask_level, logging.CRITICAL if target is None else logging.WARNING)
+        )
+        with dask.config.set(DASK_SETTINGS):
+            self._own = _embedded(node_count) if target is None else None
+            if isinstance(target, str):
+                log.info("Connecting to the Dask scheduler at %s", target)
+            try:
+                self.client = distributed.Client(self._own or target, set_as_default=False)
+            except (OSError, TimeoutError, ValueError) as error:
+                self._close_own()
+                self._dask_log.setLevel(self._dask_level)
+                raise ClusterError(
+                    f"compute_target={target!r}: no Dask scheduler answers there: {error}"
+                ) from error
+        self._scalable = self._own or target
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the Dask workers are threads of this process."""
+        return self._own is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether Dask has given up on the connection to the scheduler."""
+        return self.client.status in ("closing", "closed")
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the client, in a thread of its own."""
+        loop: Any = self.client.loop
+        return loop.asyncio_loop  # type: ignore[no-any-return]
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the Dask dashboard, or empty."""
+        if self._own is not None:
+            # In process, Dask would name the host's address; but it listens on loopback.
+            scheduler: Any = self._own.scheduler
+            return f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
+        return str(self.client.dashboard_link or "")
+
+    async def workers(self) -> list[str]:
+        """Return the addresses of the Dask workers that take work.
+
+        Raises:
+            OSError: the connection is broken.
+            TimeoutError: the scheduler does not answer.
+        """
+        if (scheduler := self.client.scheduler) is None:
+            raise ConnectionError("the connection is closed")
+        answer = await asyncio.wait_for(scheduler.identity(n_workers=-1), ANSWER_S)
+        return sorted(a for a, worker in answer["workers"].items() if worker["status"] == "running")
+
+    def ask_for_replacement(self, *, idle: int) -> None:
+        """Ask the cluster for as many Dask workers as it was asked for before, if it has fewer.
+
+        Only what starts its Dask workers itself is asked: a scheduler behind an address cannot be;
+        Kubernetes, gateways and the like replace by themselves what dies; and an adaptive cluster has
+        a mind of its own.
+
+        Args:
+            idle: so many of them are there, but do not answer; as many more are asked for.
+        """
+        cluster = self._scalable
+        if not isinstance(cluster, distributed.SpecCluster):
+            return
+        adaptive = cluster._adaptive
+        if adaptive is not None and adaptive.state != "stopped":
+            return
+        wanted = len(cluster.plan) + idle
+        there = len(cluster.scheduler_info["workers"])
+        if wanted <= there:
+            return
+        self._log.info(
+            "The Dask cluster has %d workers, and is asked for %d, to replace what was lost",
+            there,
+            wanted,
+        )
+        if self._own is None:
+            cluster.scale(wanted)
+            return
+        with dask.config.set(DASK_SETTINGS):
+            cluster.scale(wanted)
+            cluster.sync(cluster._correct_state)  # as long as the settings hold
+
+    def close(self) -> None:
+        """Let go of the cluster, however it is; end it if it is ours."""
+        try:
+            self.client.close(timeout=CLOSE_S)
+        except (OSError, TimeoutError) as error:
+            self._log.warning("The Dask scheduler did not answer at the end: %r", error)
+        finally:
+            self._close_own()
+            self._dask_log.setLevel(self._dask_level)
+
+    def _close_own(self) -> None:
+        if self._own is not None:
+            self._own.close(timeout=10)
+
+
+def _embedded(node_count: int) -> distributed.LocalCluster:
+    """Start in-process Dask workers: scripts run in processes of their own, so Dask needs none.
+
+    `memory_limit=0`: the workers would pause whenever the flow itself uses memory.
+    """
+    cores = len(os.sched_getaffinity(0))
+    return distributed.LocalCluster(
+        n_workers=node_count,
+        threads_per_worker=max(1, cores // node_count),
+        processes=False,
+        memory_limit=0,
+        dashboard_address="127.0.0.1:0",
+        worker_dashboard_address="127.0.0.1:0",
+        silence_logs=logging.CRITICAL,
+    )

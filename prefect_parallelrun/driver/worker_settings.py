@@ -1,0 +1,66 @@
+"""What every node and worker process of a run is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect_parallelrun import append_row
+from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.driver import policy
+from prefect_parallelrun.paths import RUNTIME_FOLDER
+from prefect_parallelrun.planning import Plan
+from prefect_parallelrun_runtime import messages
+
+SHUTDOWN_TIMEOUT_S = 30.0
+KILL_GRACE_S = 0.5
+"""Between SIGTERM, which a script may use to clean up, and SIGKILL."""
+
+
+def worker_settings(
+    definition: StepDefinition, plan: Plan, *, run_id: str, entry_script: str, destination: Path
+) -> messages.Settings:
+    """Return the settings of a run; what is empty or 0 in them is a node's own to fill in.
+
+    Args:
+        definition: of the step.
+        plan: of the run.
+        run_id: of the run.
+        entry_script: path of the script in the source snapshot.
+        destination: the output folder.
+    """
+    config = definition.config
+    return messages.Settings(
+        protocol=messages.PROTOCOL,
+        run_id=run_id,
+        step=definition.name,
+        node="",
+        process_count=config.process_count_per_node or 0,
+        python="",
+        environment=dict(config.environment_variables or {}),
+        runtime_folder=str(RUNTIME_FOLDER),
+        source_folder="",
+        source_directory=str(config.source_folder),
+        entry_script=entry_script,
+        arguments=definition.script_arguments(str(destination)),
+        work_folder="",
+        output_folder=str(destination),
+        files=messages.Files(stdout="", stderr="", error="", entry_script_log="", system_error=""),
+        logging_level=config.logging_level,
+        run_timeout_s=config.run_invocation_timeout,
+        load_timeout_s=definition.options.task_overhead_timeout,
+        init_timeout_s=policy.INIT_TIMEOUTS * config.run_invocation_timeout + policy.INIT_GRACE_S,
+        shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
+        kill_grace_s=KILL_GRACE_S,
+        init_failures_allowed=0,
+        output_action=config.output_action,
+        append_row=_append_row(definition),
+        inputs=plan.readers,
+        process="",
+    )
+
+
+def _append_row(definition: StepDefinition) -> messages.AppendRow:
+    keywords = append_row.to_csv_keywords(definition.config.script_path.parent)
+    # A header above every mini-batch is never meant: once, at the top, it is.
+    wanted = keywords.pop("header", definition.options.append_row_dataframe_header)
+    return messages.AppendRow(header=bool(wanted), to_csv=keywords)
