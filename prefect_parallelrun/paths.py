@@ -90,6 +90,11 @@ class RunPaths:
         """Each distinct error of the script, once."""
         return self.logs / "user" / "error.txt"
 
+    def next_node(self) -> int:
+        """Return the number of the first node that has no log files here yet."""
+        names = [path.stem for path in self.logs.glob("*/*/node*")]
+        return max((int(name[4:]) + 1 for name in names if name[4:].isdecimal()), default=0)
+
     def process_error(self, node: str, process: str) -> str:
         """Return the file with the full stack traces of one worker process."""
         return self.node_files(node)["error"].replace("{process}", process)

@@ -65,6 +65,24 @@ def step_fingerprint(
     return digest.hexdigest()
 
 
+def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:
+    """Return a text that is the same where mini-batches have the same items under the same numbers.
+
+    For files their paths decide that, whatever is in them; for tables all that a change can touch.
+    """
+    settings = [_settled_size(definition), definition.config.partition_keys]
+    digest = hashlib.blake2b(digest_size=20)
+    digest.update(json.dumps([*settings, definition.options.rank_mini_batch_count]).encode())
+    for dataset, files in zip(definition.inputs, listings, strict=True):
+        parts = (
+            (file.path for file in files)
+            if dataset.kind == "file"
+            else dataset.fingerprint_parts(files)
+        )
+        _add(digest, dataset.kind, parts)
+    return digest.hexdigest()
+
+
 def write_manifest(run_folder: Path, output: Path, file: Path | None) -> None:
     """Note how the output looks at the end of a run, for `is_intact`.
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.paths import RunPaths
 
 RUNNING = "Running"
 """The state of a run that has not ended, or of which the driver was killed."""
+FAILED = "Failed"
+CANCELLED = "Cancelled"
 
 
 class RunRecord(BaseModel):
@@ -23,7 +29,12 @@ class RunRecord(BaseModel):
     run_id: str
     """Name of the run; the run folder is called so."""
     fingerprint: str
-    """See `reuse.step_fingerprint`; a run with the same one would give the same rows."""
+    """See `reuse.step_fingerprint`; a run with the same one would give the same rows. Empty for rows
+    of which no step can say so: the script or an input changed between them."""
+    source_sha256: str = ""
+    """Of the source snapshot that its rows were made with."""
+    grouping: str = ""
+    """See `reuse.grouping`; with the same one, mini-batches are numbered as they were."""
     task_run: str | None = None
     """Prefect's id of the task run that began it."""
     started_at: AwareDatetime
@@ -43,11 +54,20 @@ class RunRecord(BaseModel):
     output_order: str = "input"
     """`input` or `completion`."""
 
+    @property
+    def completed(self) -> bool:
+        """Whether it ended with an output, failed items or not."""
+        return self.state.startswith("Completed")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it came to its end by itself, whatever that was."""
+        return self.completed or self.state == FAILED
+
     def write(self, paths: RunPaths) -> None:
         """Write it down in one step: a reader sees the earlier one or this one."""
-        temporary = paths.record.with_suffix(".tmp")
-        temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
-        temporary.replace(paths.record)
+        content = self.model_dump_json(indent=1).encode("utf-8", "backslashreplace")
+        _replace(paths.record, content)
 
     @classmethod
     def read(cls, paths: RunPaths) -> RunRecord:
@@ -64,6 +84,52 @@ class RunRecord(BaseModel):
             ) from error
 
 
+def keep_definition(paths: RunPaths, definition: StepDefinition) -> None:
+    """Write down the step, so that the run can be verified and gone on with without its flow.
+
+    A cluster object cannot be written down: it is left out, and an embedded cluster does its work then.
+
+    Raises:
+        Exception: an input cannot be pickled, or the disk refuses it.
+    """
+    config = definition.config
+    if not isinstance(config.compute_target, str):
+        config = config.model_copy(update={"compute_target": None})
+    content = pickle.dumps(replace(definition, config=config))
+    # It holds environment variables, which are nobody else's.
+    _replace(paths.definition, content, mode=0o600)
+
+
+def kept_definition(paths: RunPaths) -> StepDefinition:
+    """Return the step as `keep_definition` wrote it down.
+
+    Raises:
+        OutputError: it was not, or this version of prefect-parallelrun cannot read it.
+    """
+    try:
+        definition = pickle.loads(paths.definition.read_bytes())
+    # Whatever a pickle of another version may meet.
+    except Exception as error:
+        raise OutputError(
+            f"the step of run {paths.root.name} cannot be read from {paths.definition}: "
+            f"{type(error).__name__}: {error}. Run the step itself again"
+        ) from error
+    assert isinstance(definition, StepDefinition)
+    return definition
+
+
+def _replace(path: Path, content: bytes, *, mode: int = 0o666) -> None:
+    """Put a new file in the place of an old one, in one step."""
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+
+
 def find_run(folder: Path, fingerprint: str, *, task_run: str | None = None) -> RunPaths | None:
     """Return the newest run of a fingerprint, whatever its state; None where there is none.
 
@@ -77,7 +143,7 @@ def find_run(folder: Path, fingerprint: str, *, task_run: str | None = None) -> 
         try:
             record = RunRecord.read(paths)
         except OutputError:
-            continue
+            continue  # not a run folder, or one whose driver was killed before it began
         if record.fingerprint == fingerprint and task_run in (None, record.task_run):
             return paths
     return None

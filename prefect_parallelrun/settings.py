@@ -10,6 +10,9 @@ from prefect.settings import get_current_settings
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic_settings import SettingsConfigDict
 
+from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.paths import RunPaths
+
 
 class ParallelRunSettings(PrefectBaseSettings):
     """Settings of prefect-parallelrun: `PREFECT_INTEGRATIONS_PARALLELRUN_…` in the environment."""
@@ -27,11 +30,35 @@ def run_root() -> Path:
     return root.expanduser().absolute()
 
 
+def step_folder(step: str) -> Path:
+    """Return the folder of all runs of a step."""
+    return run_root() / step
+
+
 def prefect_home() -> Path:
     """Return the folder in which Prefect keeps its own files."""
     return Path(get_current_settings().home)
 
 
-def new_run_id() -> str:
-    """Return a name that no other run has, and that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+def new_run_id(fingerprint: str) -> str:
+    """Return a name that no other run has, that sorts by time, and that names the fingerprint."""
+    now = datetime.now(UTC)
+    moment = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}"
+    return f"{moment}-{fingerprint[:8]}-{secrets.token_hex(2)}"
+
+
+def run_paths(run: str) -> RunPaths:
+    """Return the run folder that a person names: by its path, or by its id below the run root.
+
+    Raises:
+        OutputError: there is none, or more than one step has a run of that id.
+    """
+    folder = Path(run).expanduser().absolute()
+    if RunPaths(folder).record.is_file():
+        return RunPaths(folder)
+    root = run_root()
+    found = [one for one in root.glob("*/*") if one.name == run]
+    if len(found) != 1:
+        many = f"{len(found)} steps have one" if found else "there is none"
+        raise OutputError(f"{run!r} is no run folder, nor the id of one run below {root}: {many}")
+    return RunPaths(found[0])

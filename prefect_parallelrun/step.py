@@ -6,27 +6,30 @@ import atexit
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from uuid import uuid4
 
 from prefect import State, Task, get_run_logger
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, resolve_futures_to_results
 from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
 from prefect.utilities.annotations import BaseAnnotation
 
-from prefect_parallelrun import checks, settings
+from prefect_parallelrun import checks, settings, stopping
 from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
 from prefect_parallelrun.datasets import Dataset, FileDataset, OutputFileDatasetConfig
 from prefect_parallelrun.definition import check_name
-from prefect_parallelrun.errors import ConfigError
+from prefect_parallelrun.errors import ConfigError, RunCancelled
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.work import ReusePolicy, Work, define, settled
 
 if TYPE_CHECKING:
     from prefect_parallelrun.planning import Plan
+    from prefect_parallelrun.report.progress import TerminalBar
+    from prefect_parallelrun.run_record import RunRecord
 
 _PENDING = (PrefectFuture, State, BaseAnnotation)
 """What stands for a value that is known only once earlier tasks have run."""
@@ -83,8 +86,10 @@ class ParallelRunStep:
             # The stored form says that it was reused; one kept in memory would not.
             "cache_result_in_memory": False,
         }
+        # It returns a state only where it was cancelled, and Prefect keeps that apart.
+        body = cast("Callable[..., ParallelRunResult]", _run_step)
         self._task: Task[..., ParallelRunResult] = Task(
-            fn=_run_step, name=name, **{**options, **self.task_options}
+            fn=body, name=name, **{**options, **self.task_options}
         )
 
     def __repr__(self) -> str:
@@ -113,11 +118,14 @@ class ParallelRunStep:
             ParallelRunError: the run failed; the text shows the script's own error.
         """
         parameters = self._now()
-        with _quiet_logs():
-            result: ParallelRunResult | State[ParallelRunResult] = self._task(
+        with _quiet_logs(), stopping.stops_on_sigterm():
+            ended: ParallelRunResult | State[ParallelRunResult] = self._task(
                 **parameters, return_state=return_state, wait_for=wait_for
             )
-        return result
+        if isinstance(ended, State):
+            # Of a task that returned a state, Prefect gives that out, whatever was asked for.
+            stopping.raise_cause(ended, signals_only=return_state)
+        return ended
 
     def submit(self, *, wait_for: Any = None) -> PrefectFuture[ParallelRunResult]:
         """Start the step on the flow's task runner and return a future, for other tasks to take.
@@ -206,10 +214,10 @@ def _run_step(
     arguments: list[Any],
     output: OutputFileDatasetConfig | None,
     allow_reuse: bool,
-) -> ParallelRunResult:
+) -> ParallelRunResult | State[None]:
     """Run a step: the body of the task. All that matters is a parameter, for pickling and caching."""
     # Here, since it brings distributed: a step that is reused does not wait for that.
-    from prefect_parallelrun.driver.run import run_step
+    from prefect_parallelrun.driver.run import NotResumable
     from prefect_parallelrun.report.progress import TerminalBar
 
     work = Work.of_this_task_run(
@@ -222,16 +230,47 @@ def _run_step(
             "output": output,
         }
     )
-    run_id = settings.new_run_id()
-    with TerminalBar(name) as bar:
-        return run_step(
-            work.definition,
-            run_folder=settings.run_root() / name / run_id,
-            run_id=run_id,
-            listings=work.listings,
-            log=get_run_logger(),
-            on_progress=bar.show,
-        )
+    again = None if allow_reuse else "set allow_reuse=True and run the step again to go on"
+    with TerminalBar(name) as bar, stopping.FlowWatch() as watch:
+        try:
+            try:
+                earlier = work.earlier_run(allow_reuse=allow_reuse)
+                return _sit(work, earlier, again, bar, watch)
+            except NotResumable as reason:
+                get_run_logger().info("%s; this is a new run", reason)
+                return _sit(work, None, again, bar, watch)
+        except RunCancelled as error:
+            return watch.end_task_run(error)
+        except TerminationSignal as error:
+            return watch.end_by_signal(error)
+
+
+def _sit(
+    work: Work,
+    earlier: RunRecord | None,
+    again: str | None,
+    bar: TerminalBar,
+    watch: stopping.FlowWatch,
+) -> ParallelRunResult:
+    """Go on with an earlier run, or begin one."""
+    from prefect_parallelrun.driver.run import AGAIN, run_step
+
+    context = TaskRunContext.get()
+    assert context is not None
+    run_id = earlier.run_id if earlier is not None else settings.new_run_id(work.fingerprint)
+    return run_step(
+        work.definition,
+        run_folder=settings.step_folder(work.definition.name) / run_id,
+        run_id=run_id,
+        fingerprint=work.fingerprint,
+        source_sha256=work.source_sha256,
+        task_run=str(context.task_run.id),
+        listings=work.listings,
+        log=get_run_logger(),
+        on_progress=bar.show,
+        watch=watch.check,
+        again=again or AGAIN,
+    )
 
 
 @contextlib.contextmanager

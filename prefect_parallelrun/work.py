@@ -14,6 +14,7 @@ from uuid import UUID
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore
+from prefect.settings import get_current_settings
 
 from prefect_parallelrun import reuse, settings
 from prefect_parallelrun.datasets import FileItem
@@ -21,6 +22,7 @@ from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import ParallelRunError
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.result import ParallelRunResult
+from prefect_parallelrun.run_record import RunRecord, find_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +31,25 @@ class Work:
 
     definition: StepDefinition
     listings: list[list[FileItem]]
+    source_sha256: str
+    """Of the source, as it is now."""
+    fingerprint: str
+    """See `reuse.step_fingerprint`."""
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Self:
-        """Settle the parameters of a task run, and list its inputs.
+        """Settle the parameters of a task run, list its inputs and read its source.
 
         Raises:
             ParallelRunError: something in them cannot work.
         """
         definition = settled(parameters)
-        return cls(definition, definition.list_inputs())
+        listings = definition.list_inputs()
+        source = snapshot.digest(definition.config, leave_out=definition.left_out)
+        fingerprint = reuse.step_fingerprint(
+            definition, source_sha256=source.sha256, listings=listings
+        )
+        return cls(definition, listings, source.sha256, fingerprint)
 
     @classmethod
     def of_this_task_run(cls, parameters: Mapping[str, Any]) -> Self:
@@ -46,8 +57,39 @@ class Work:
         context, kept = TaskRunContext.get(), _of_task_run.get()
         _of_task_run.set(None)
         if kept is not None and context is not None and kept[0] == context.task_run.id:
-            return cls(kept[1].definition, kept[1].listings)
+            assert isinstance(kept[1], cls)
+            return kept[1]
         return cls.of(parameters)
+
+    def earlier_run(self, *, allow_reuse: bool) -> RunRecord | None:
+        """Return the run that this task run goes on with; None where it is to begin one.
+
+        Without reuse that is only the one which an earlier try of the same task run began.
+        """
+        context = TaskRunContext.get()
+        assert context is not None
+        task, retried = context.task, context.task_run.run_count > 1
+        refresh = task.refresh_cache
+        if refresh is None:
+            refresh = get_current_settings().tasks.refresh_cache
+        afresh = refresh or not allow_reuse
+        if afresh and not retried:
+            return None
+        found = find_run(
+            settings.step_folder(self.definition.name),
+            self.fingerprint,
+            task_run=str(context.task_run.id) if afresh else None,
+        )
+        if found is None:
+            return None
+        record = RunRecord.read(found)
+        if record.completed:
+            # Had it not expired, Prefect's cache would have answered.
+            expired = task.cache_expiration is not None
+            lost = record.append_row_file_name is None and not reuse.is_intact(found.root)
+            if expired or lost:
+                return None
+        return record
 
 
 _of_task_run: ContextVar[tuple[UUID, Work] | None] = ContextVar("work_of_task_run", default=None)
@@ -75,14 +117,10 @@ class ReusePolicy(CachePolicy):
             return f"parallelrun-{task_run.id}"
         try:
             work = Work.of(inputs)
-            source = snapshot.digest(work.definition.config, leave_out=work.definition.left_out)
-            fingerprint = reuse.step_fingerprint(
-                work.definition, source_sha256=source.sha256, listings=work.listings
-            )
         except ParallelRunError:
             return None  # the task's body meets the same error, and raises it
         for generation in itertools.count():
-            key = f"parallelrun-{fingerprint}-{generation}"
+            key = f"parallelrun-{work.fingerprint}-{generation}"
             if not task_ctx.result_store.exists(key):
                 _of_task_run.set((task_run.id, work))
                 return key

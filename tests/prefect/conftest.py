@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_parallelrun import FileDataset, ParallelRunConfig, ParallelRunStep
+from prefect_parallelrun.output.journal import Journal
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.run_record import RunRecord
 
 SCRIPT = """
 import sys
@@ -75,3 +87,194 @@ def rows_of(result):
 def read_rows():
     """The function that reads a step's output."""
     return rows_of
+
+
+STUCK_SCRIPT = """
+import os, subprocess, time
+
+def run(mini_batch):
+    (path,) = mini_batch
+    if os.path.exists({flag!r}) and path[-5] not in "ab":
+        # Not to be found among our children, nor by its process group.
+        subprocess.Popen(["sleep", "300"], start_new_session=True)
+        open({flag!r} + "-" + path[-5], "w").close()
+        time.sleep(300)
+    return [path[-5]]
+"""
+
+PROGRAM = """
+import asyncio, sys
+from prefect import flow, task
+from prefect_dask import DaskTaskRunner
+from prefect_parallelrun import FileDataset, ParallelRunConfig, ParallelRunStep
+
+mode, name, script, data, output = sys.argv[1:]
+step = ParallelRunStep(
+    "score-files",
+    ParallelRunConfig(script, mini_batch_size=1, process_count_per_node=2, run_invocation_timeout=600),
+    [FileDataset.from_files(data)],
+    output=output,
+)
+
+@flow(flow_run_name=name)
+def main():
+    return step()
+
+@flow(flow_run_name=name)
+def thread():
+    return step.submit().result()
+
+@flow(flow_run_name=name, task_runner=DaskTaskRunner(cluster_kwargs={"n_workers": 1, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}))
+def dask():
+    return step.submit().result()
+
+@flow(flow_run_name=name)
+async def async_main():
+    return step()
+
+if __name__ == "__main__":
+    if mode == "plain":
+        step()
+    elif mode == "async":
+        asyncio.run(async_main())
+    else:
+        {"main": main, "thread": thread, "dask": dask}[mode]()
+"""
+
+
+class Flow:
+    """A flow in a process of its own, of which two mini-batches end at once, and the others never."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.flag = folder / "slow"
+        self.flag.write_text("")
+        self.data = folder / "data"
+        self.data.mkdir()
+        for letter in "abcdef":
+            (self.data / f"{letter}.txt").write_text("")
+        self.script = folder / "scripts" / "score.py"
+        self.script.parent.mkdir()
+        self.script.write_text(STUCK_SCRIPT.format(flag=str(self.flag)))
+        self.program = folder / "flow.py"
+        self.program.write_text(PROGRAM)
+        self.log = folder / "log.txt"
+        self.name = f"flow-{folder.parent.name}-{folder.name}".lower()
+
+    def start(self, mode):
+        self.mode = mode
+        values = [mode, self.name, self.script, self.data, self.folder / "out"]
+        environment = {
+            **os.environ,
+            "PREFECT_HOME": str(PREFECT_HOME.value()),
+            "PREFECT_API_URL": str(PREFECT_API_URL.value()),
+        }
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(self.program), *map(str, values)],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        return self.process
+
+    def started(self):
+        """Wait until two mini-batches are done and written down, and two that never end have begun."""
+        wait_until(lambda: len(list(self.folder.glob("slow-*"))) >= 2, 60, self.said)
+        wait_until(lambda: self.done() == 2, 10, self.said)
+        assert len(self.left()) == 4  # two worker processes, two grandchildren
+
+    def done(self):
+        with Journal(self.paths.journal) as journal:
+            return journal.totals().mini_batches_succeeded
+
+    @property
+    def paths(self):
+        (run,) = (self.folder / "runs" / "score-files").iterdir()
+        return RunPaths(run)
+
+    @property
+    def record(self):
+        return RunRecord.read(self.paths)
+
+    def left(self):
+        """The processes of the run that are still there, grandchildren included."""
+        mark = f"PARALLELRUN_PROCESS={self.paths.root.name}".encode()
+        return [
+            pid
+            for pid in map(int, filter(str.isdecimal, os.listdir("/proc")))
+            if mark in environ_of(pid)
+        ]
+
+    def gone(self, since):
+        """Wait until no process of the run is left; return the seconds that this took."""
+        wait_until(lambda: not self.left(), 30, self.said)
+        self.gone_s = time.monotonic() - since
+        return self.gone_s
+
+    def said(self):
+        return self.log.read_text()[-6000:]
+
+    def run_again(self):
+        """Run the same flow, which nothing holds up now, and return what it came to."""
+        self.killed = self.process.pid
+        self.flag.unlink()
+        assert self.start("plain").wait(60) == 0, self.said()
+        assert (self.folder / "out" / "parallel_run_step.txt").read_text() == "a\nb\nc\nd\ne\nf\n"
+        return self.record
+
+    def flow_run(self):
+        with get_client(sync_client=True) as client:
+            wanted = FlowRunFilter(name=FlowRunFilterName(any_=[self.name]))
+            (run,) = client.read_flow_runs(flow_run_filter=wanted)
+            return run
+
+    def task_state(self):
+        """The final state of the step's task run, as Prefect has it."""
+        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[self.name]))
+        states = []
+
+        def ended():
+            with get_client(sync_client=True) as client:
+                states[:] = [run.state for run in client.read_task_runs(flow_run_filter=wanted)]
+            return states and states[0].is_final()
+
+        wait_until(ended, 15, lambda: f"{states}\n{self.said()}")
+        return states[0]
+
+
+def environ_of(pid):
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""
+
+
+def wait_until(condition, seconds, said):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def started(tmp_path):
+    """Return a function that starts a flow, and kills what a failed test leaves of it."""
+    flows = []
+
+    def start(mode):
+        one = Flow(tmp_path)
+        flows.append(one)
+        one.start(mode)
+        one.started()
+        return one
+
+    yield start
+    for one in flows:
+        if one.process.poll() is None:
+            os.killpg(one.process.pid, signal.SIGKILL)
+            one.process.wait()
+        for pid in one.left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

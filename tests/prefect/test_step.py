@@ -317,27 +317,35 @@ def test_debug_takes_the_helpers_of_its_own_step_as_they_are_now(files):
     assert seen == [["first"], ["another"]]
 
 
-def test_retries_of_the_task_run_the_step_again(files, tmp_path, read_rows):
-    """Prefect's own `retries` call a step again that has failed (R240)."""
+@pytest.mark.parametrize("options", [{}, {"refresh_cache": True}], ids=["reuse", "refresh"])
+@pytest.mark.parametrize("allow_reuse", [True, False])
+def test_retries_of_the_task_go_on_with_the_run(files, tmp_path, read_rows, allow_reuse, options):
+    """Prefect's own `retries` resume the run of the same task run, also without reuse (R201, R240)."""
     files.script.write_text(
         "import os\n"
         f"flag = {str(tmp_path / 'flag')!r}\n"
         "def run(mini_batch):\n"
-        "    if not os.path.exists(flag):\n"
+        "    if mini_batch[0].endswith('c.txt') and not os.path.exists(flag):\n"
         "        open(flag, 'w').close()\n"
         "        raise OSError('not yet')\n"
         "    return mini_batch\n"
     )
     step = files.step(
-        config={"run_max_try": 1, "mini_batch_size": 100}, task_options={"retries": 1}
+        config={"run_max_try": 1},
+        allow_reuse=allow_reuse,
+        task_options={"retries": 1, **options},
     )
 
     @flow
     def score():
         return step()
 
-    assert len(read_rows(score())) == 3
-    assert len(files.runs()) == 2
+    result = score()
+
+    assert len(read_rows(result)) == 3
+    assert (result.attempts, result.mini_batches.reused) == (3, 1)
+    assert len(files.runs()) == 1
+    assert not step().reused if options or not allow_reuse else step().reused
 
 
 def test_dask_does_not_drown_the_flows_log(files):

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.settings import (
+    PREFECT_LOCAL_STORAGE_PATH,
+    PREFECT_TASKS_REFRESH_CACHE,
+    temporary_settings,
+)
 
 from prefect_parallelrun import FileDataset, ParallelRunError
+from prefect_parallelrun.output.journal import Journal
+from prefect_parallelrun.paths import RunPaths
 
 
 @pytest.fixture
@@ -23,6 +32,8 @@ def again(files, tmp_path):
 
 NEW = (False, "Completed")
 REUSED = (True, "Cached")
+REUSED_AS_IT_LIES = (True, "Completed")
+"""Nothing had to run, but Prefect did not know of it."""
 
 
 def test_an_unchanged_step_is_reused(files, again, read_rows):
@@ -94,12 +105,15 @@ def test_side_inputs_count(files, again, tmp_path):
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("other")])
 def test_an_output_that_is_gone_or_changed(files, again, tmp_path, damage):
-    """A result whose output is no more what it was does not hold (design 5)."""
+    """The rows are still in the run folder: the output is published again, and nothing runs (design 5)."""
     assert again() == NEW
-    damage(tmp_path / "out" / "parallel_run_step.txt")
+    output = tmp_path / "out" / "parallel_run_step.txt"
+    damage(output)
 
-    assert again() == NEW
+    assert again() == REUSED_AS_IT_LIES
+    assert output.read_text().splitlines() == files.rows()
     assert again() == REUSED
+    assert len(files.runs()) == 1
 
 
 def test_summary_only_output(files, again, tmp_path):
@@ -119,6 +133,7 @@ def test_summary_only_output(files, again, tmp_path):
     (tmp_path / "out" / "a.txt.out").unlink()
 
     assert again(**settings) == NEW
+    assert len(files.runs()) == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a.txt.out",
         "b.txt.out",
@@ -127,14 +142,44 @@ def test_summary_only_output(files, again, tmp_path):
 
 
 def test_allow_reuse_false_runs_always(files, again):
-    """Without allow_reuse every call is a new run, which no other one takes (R52)."""
+    """Without allow_reuse every call is a new run; later calls with it take the newest (R52, design 5)."""
     assert again(allow_reuse=False) == NEW
     assert again(allow_reuse=False) == NEW
+    assert again() == REUSED_AS_IT_LIES
+    assert len(files.runs()) == 2
+    assert again() == REUSED
+
+
+def test_refresh_cache_asks_for_a_new_run(files, again):
+    """Prefect's own way to ask for a fresh result counts as well, as an option and as a setting."""
     assert again() == NEW
+    assert again(task_options={"refresh_cache": True}) == NEW
+    with temporary_settings({PREFECT_TASKS_REFRESH_CACHE: True}):
+        assert again() == NEW
+        assert again(task_options={"refresh_cache": False}) == REUSED
+    assert len(files.runs()) == 3
+
+
+def test_an_expired_result_is_not_taken(files, again):
+    """Where Prefect's cache is to forget a result, the run folder does not remember it either."""
+    settings = {"task_options": {"cache_expiration": timedelta(seconds=0)}}
+    assert again(**settings) == NEW
+    assert again(**settings) == NEW
+    assert len(files.runs()) == 2
+
+
+def test_a_result_that_prefect_has_lost(files, again, tmp_path):
+    """A completed run whose output is intact is taken although Prefect's storage is gone (R52)."""
+    assert again() == NEW
+    shutil.rmtree(PREFECT_LOCAL_STORAGE_PATH.value())
+
+    assert again() == REUSED_AS_IT_LIES
+    assert again() == REUSED
+    assert len(files.runs()) == 1
 
 
 def test_tolerated_failures_run_again(files, again):
-    """A run that completed with failed items is no result to take (design 5)."""
+    """A run that completed with failed items is gone on with: only these are tried again (design 5)."""
     files.script.write_text(
         "def run(mini_batch):\n"
         "    if mini_batch[0].endswith('c.txt'):\n"
@@ -145,6 +190,9 @@ def test_tolerated_failures_run_again(files, again):
 
     assert again(**settings) == NEW
     assert again(**settings) == NEW
+    (run,) = files.runs()
+    with Journal(RunPaths(run).journal) as journal:
+        assert journal.totals().attempts == 3
 
 
 def test_a_failed_run_is_not_stored(files, again):
@@ -165,3 +213,4 @@ def test_a_failed_run_is_not_stored(files, again):
 
     assert again(**settings) == NEW
     assert again(**settings) == REUSED
+    assert len(files.runs()) == 1

@@ -1,0 +1,73 @@
+"""A step that is itself a task on a Dask worker, as with Prefect's DaskTaskRunner: when that ends, the step does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import distributed
+
+HOLD_S = 3.5
+"""How long a Dask worker that closes is held up for the end of a run; its nanny kills it after 4 s."""
+
+
+class Host:
+    """The Dask worker that runs the task which the calling thread is in."""
+
+    def __init__(self, worker: distributed.Worker) -> None:
+        self._worker: Any = worker
+        self._key = worker.get_current_task()
+
+    @property
+    def left(self) -> bool:
+        """Whether it closes, or Dask took the task back.
+
+        It closes with the flow function whose task runner has the cluster; where the cluster is
+        another's, it takes the task back when the flow's process is gone.
+        """
+        task = self._worker.state.tasks.get(self._key)
+        taken_back = task is None or task.state == "cancelled"
+        return taken_back or self._worker.status.name in ("closing", "closed", "failed")
+
+
+@contextmanager
+def host() -> Iterator[Host | None]:
+    """Yield the Dask worker that runs this task; None where none does.
+
+    It is not ours: it gets its thread back, since the driver of a run waits for hours and computes
+    nothing, and nodes of the run may be on the same Dask worker. When it closes, it waits for the end
+    of this, so that the run and its task run end as they should.
+    """
+    try:
+        worker: Any = distributed.get_worker()
+        found = Host(worker)
+    except (ValueError, KeyError):
+        yield None
+        return
+    distributed.secede()
+    name, plugin = f"parallelrun-step-{uuid.uuid4().hex}", _Hold(threading.current_thread())
+    # Not by its own way to add plugins, which would tell the user about them.
+    worker.loop.add_callback(worker.plugins.setdefault, name, plugin)
+    try:
+        yield found
+    finally:
+        if not found.left:
+            worker.loop.add_callback(worker.plugins.pop, name, None)
+
+
+class _Hold(distributed.WorkerPlugin):
+    """Lets a Dask worker that closes wait for a thread: Prefect, too, has something to write down then."""
+
+    def __init__(self, thread: threading.Thread) -> None:
+        self._thread = thread
+
+    async def teardown(self, worker: object) -> None:
+        """Wait for the thread."""
+        deadline = time.monotonic() + HOLD_S
+        while self._thread.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.05)
