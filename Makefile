@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check test bench
+.PHONY: check test bench chaos
 
 check: ## lint, types, layers, unit tests
 	$(PYTHON) -m ruff check .
@@ -14,3 +14,7 @@ test: ## all tests but the slow ones
 
 bench: ## ratios against peers, measured in one run
 	$(PYTHON) benchmarks/overhead.py
+	$(PYTHON) benchmarks/survival.py
+
+chaos: ## faults at random moments; ROUNDS and SEED choose how many and which
+	$(PYTHON) -m tests.chaos --rounds $(or $(ROUNDS),10) --seed $(or $(SEED),1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -36,6 +37,8 @@ def main() -> int:
     )
     parser.add_argument("--keep", action="store_true", help="keep the folders of good rounds too")
     arguments = parser.parse_args()
+    # Else a SIGTERM would leave the cluster, the server and the small disk behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     seed = arguments.seed if arguments.seed is not None else random.randrange(1_000_000)
     kinds = [kind for kind in Kind if arguments.only in kind]
     if not disk.may_mount():

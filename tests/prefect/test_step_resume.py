@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -36,7 +37,7 @@ def test_a_flow_that_was_killed(started, mode):
 
     log = flow.paths.driver_log.read_text()
     assert f"from a driver that is gone: process {flow.killed}" in log
-    assert "resumed: 2 mini-batches are done" in log
+    assert re.search(r"resumed: [12] mini-batches are done", log)
 
 
 @pytest.fixture
