@@ -152,7 +152,7 @@ class Cluster:
     async def _follow(self, node: Node, number: int, future: distributed.Future[bytes]) -> None:
         nodes = self._nodes
         try:
-            frames = await self._target.client.gather(future, asynchronous=True)
+            frames = await self._target.result(future)
         except (asyncio.CancelledError, Exception) as error:
             # A node that is lost is told by the scheduler's event.
             if self._closing or nodes.get(node.name) is None:

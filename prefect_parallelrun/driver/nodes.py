@@ -162,13 +162,8 @@ class Nodes:
 
     async def _join(self, node: Node) -> None:
         node.joining = asyncio.current_task()
-        files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
-        settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
-        starting = self._run_on(
-            node, agent.start_node, node.agent_id, settings, str(self._paths.root), self._topic
-        )
         try:
-            info = await asyncio.wait_for(starting, JOIN_LIMIT_S)
+            info = await asyncio.wait_for(self._start(node), JOIN_LIMIT_S)
         except Exception as error:
             why = f"nothing for {JOIN_LIMIT_S:g} s" if isinstance(error, TimeoutError) else error
             self.drop(node, f"its Dask worker could not be reached: {why}", innocent=True)
@@ -177,9 +172,19 @@ class Nodes:
             reason = f"it could not be started: {failure}"
             self.drop(node, reason, for_good=True, innocent=True)
         elif node.name in self._nodes:
-            node.lease = self.submit(node, "node", agent.hold_node, node.agent_id)
             node.joined = True
             self._tell_of(node, info)
+
+    async def _start(self, node: Node) -> dict[str, Any]:
+        files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
+        settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
+        await self._run_on(
+            node, agent.admit_node, node.agent_id, settings, str(self._paths.root), self._topic
+        )
+        # Before anything is started: its end tells the node that the driver has died.
+        node.lease = self.submit(node, "node", agent.hold_node, node.agent_id)
+        info: dict[str, Any] = await self._run_on(node, agent.start_node, node.agent_id)
+        return info
 
     def _tell_of(self, node: Node, info: dict[str, Any]) -> None:
         what = (
@@ -189,7 +194,7 @@ class Nodes:
 
     def check_lease(self, node: Node) -> None:
         """Take out a node of which the lease has ended: it has let go, or was let go of."""
-        if node.lease is not None and node.lease.done():
+        if node.joined and node.lease is not None and node.lease.done():
             self.broke(node, "it has ended by itself")
 
     def broke(self, node: Node, otherwise: str) -> None:

@@ -103,6 +103,24 @@ class Target:
         answer = await asyncio.wait_for(scheduler.identity(n_workers=-1), ANSWER_S)
         return sorted(a for a, worker in answer["workers"].items() if worker["status"] == "running")
 
+    async def result(self, future: distributed.Future[bytes]) -> bytes:
+        """Return what a Dask task has given back, when it has.
+
+        Each is asked for alone: `Client.gather` joins all that is asked for meanwhile into one request,
+        which waits for the slowest of their Dask workers, so that one which does not answer would hold
+        back the results of all others (it did, for good).
+
+        Raises:
+            Exception: whatever became of the task, or of the connection, instead.
+        """
+        if (state := future._state) is not None:
+            await state.wait()
+        if future.status != "finished" or (scheduler := self.client.scheduler) is None:
+            raise ConnectionError(f"the task is {future.status}")
+        answer = await scheduler.gather(keys=[future.key])
+        frames: bytes = answer["data"][future.key]
+        return frames
+
     def ask_for_replacement(self, *, idle: int) -> None:
         """Ask the cluster for as many Dask workers as it was asked for before, if it has fewer.
 

@@ -39,7 +39,7 @@ STALE = b""
 BEAT_S = 2.0
 """How often a node says that it is there."""
 LEASE_S = 30.0
-"""A node whose lease has not come by then was started for a driver that died meanwhile."""
+"""A node whose lease has not come by then was admitted for a driver that died meanwhile."""
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
 
@@ -308,29 +308,38 @@ def _name(agent_id: str) -> str:
     return f"parallelrun-{agent_id}"
 
 
-async def start_node(
+async def admit_node(
     agent_id: str,
     settings: messages.Settings,
     run_folder: str,
     topic: str,
     dask_worker: distributed.Worker,
-) -> dict[str, Any]:
-    """Make this Dask worker a node of the run (sent by `Client.run`, past whatever is queued).
+) -> None:
+    """Let this Dask worker know of the node that it is to be (sent by `Client.run`, past whatever is queued).
+
+    Nothing is started yet: the lease is to come first, so that no driver can die in between and leave
+    something that runs.
+    """
+    agent = NodeAgent(agent_id, settings, Path(run_folder), topic)
+    await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
+    agent.begin()
+
+
+async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str, Any]:
+    """Make this Dask worker the node that it was admitted as (sent by `Client.run`).
 
     A failure is returned, as text: Dask would log the arguments of a function that raises, and they
     hold the user's environment variables.
     """
-    agent = NodeAgent(agent_id, settings, Path(run_folder), topic)
-    # First of all: `stop_node` may come while it starts.
-    await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
+    agent = dask_worker.plugins.get(_name(agent_id))
+    if not isinstance(agent, NodeAgent):
+        return {"failure": "it was let go of before it was started"}
     try:
-        info = await asyncio.to_thread(agent.start)
+        return await asyncio.to_thread(agent.start)
     except Exception as error:
         await asyncio.to_thread(agent.stop, gracefully=False)
         await _remove(agent_id, dask_worker)
         return {"failure": f"{type(error).__name__}: {error}"}
-    agent.begin()
-    return info
 
 
 async def _remove(agent_id: str, dask_worker: distributed.Worker) -> None:

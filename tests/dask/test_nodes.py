@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -161,13 +162,15 @@ def test_workers_gone_for_good_end_the_run_and_what_is_done_is_kept(run, numbers
             run(RECORD, numbers, compute_target=doomed.scheduler_address, **settings)
     assert "there was no node to work on" in str(caught.value)
     assert "--first_task_creation_timeout 1" in str(caught.value)
-    assert "50 of 100 mini-batches are done and kept" in str(caught.value)
+    # What had ended in the same bundle as number 50 was not told yet.
+    (kept,) = re.findall(r"(\d+) of 100 mini-batches are done and kept", str(caught.value))
+    assert 40 <= int(kept) <= 50
 
     before = len(told(tmp_path))
     result = run(RECORD, numbers, **settings)
 
     assert lines(result) == EXPECTED
-    assert result.mini_batches.reused >= 40
+    assert result.mini_batches.reused == int(kept)
     assert len(told(tmp_path)) - before == 100 - result.mini_batches.reused
 
 
