@@ -115,12 +115,16 @@ class Earlier:
     """That succeeded and do not run again."""
     items: int = 0
     """That succeeded: of those mini-batches, and of finished parts of others."""
+    items_failed: int = 0
+    """That failed and are not tried again: rows missing of what does not run again."""
     parts: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
-    """By mini-batch: the items (first, and one after the last) that are still to run, ascending; its
-    others have succeeded."""
-    missing: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-    """By mini-batch, of which `run()` returned too few rows and that is tried again: items that
-    succeeded and that failed. Its rows hold until it succeeds again."""
+    """By mini-batch: the parts (first item, and the one after the last) that are to run, ascending; of
+    the others, or of those in `missing`, some items have succeeded."""
+    missing: Mapping[tuple[int, tuple[int, int] | None], tuple[int, int]] = field(
+        default_factory=dict
+    )
+    """By mini-batch and part (None: the whole) of which `run()` returned too few rows and that is tried
+    again: items that succeeded and that failed. They hold until it succeeds with no fewer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

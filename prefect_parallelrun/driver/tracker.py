@@ -6,6 +6,7 @@ Only what is in flight or waiting to run again is held in memory; what is settle
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from prefect_parallelrun.driver import attempt_records, policy, splitting
@@ -46,7 +47,7 @@ class Tracker:
         self.mini_batches_succeeded = earlier.mini_batches
         self.mini_batches_failed = 0
         self.items_succeeded = earlier.items
-        self.items_failed = 0
+        self.items_failed = earlier.items_failed
         self.attempts = 0
         self.retries = 0
         self.overlong: MiniBatch | None = None
@@ -180,6 +181,9 @@ class Tracker:
             self._promising = True
             self._alike.clear()
         self.attempts += 1
+        held = self._held(member)
+        if held is not None and record.items_succeeded < held[0]:
+            record = replace(record, final=False, items_failed=0)  # what it had is better
         self._count(member, record)
         return Settled(record, data, result.get("columns"))
 
@@ -204,8 +208,8 @@ class Tracker:
         return Settled(record)
 
     def _may_split(self, member: Pending) -> bool:
-        """Whether its items can be tried apart; not where rows hold that only the whole may replace."""
-        if not self._limits.isolate or member.mini_batch.index in self._earlier.missing:
+        """Whether its items can be tried apart; not where rows of all together hold."""
+        if not self._limits.isolate or self._held(member) is not None:
             return False
         return member.items is not None and member.items > 1
 
@@ -227,15 +231,10 @@ class Tracker:
             self._dispatch.put(one)
 
     def _failed_for_good(self, member: Pending, node: str, result: dict[str, Any]) -> Settled:
-        held = self._earlier.missing.get(member.mini_batch.index)
-        record = self._failure(member, node, result, final=held is None)
-        if held is None:
-            self._count(member, record)
+        record = self._failure(member, node, result, final=self._held(member) is None)
+        self._count(member, record)
+        if record.final:
             self._count_alike(AttemptError(**result["error"]))
-        else:
-            self.mini_batches_succeeded += 1
-            self.items_succeeded += held[0]
-            self.items_failed += held[1]
         return Settled(record)
 
     def _failure(
@@ -246,14 +245,24 @@ class Tracker:
         log_file = self._log_file(node, process) if process else ""
         return attempt_records.failure(member, node, result, final=final, log_file=log_file)
 
+    def _held(self, member: Pending) -> tuple[int, int] | None:
+        """Return how many of its items succeeded and failed in an earlier sitting, if that still holds."""
+        return self._earlier.missing.get((member.mini_batch.index, member.part))
+
     def _count(self, member: Pending, record: AttemptRecord) -> None:
-        """Add what a final attempt settles; a mini-batch in parts is settled with the last of them."""
-        self.items_succeeded += record.items_succeeded
-        self.items_failed += record.items_failed
+        """Add what holds after the last attempt; a mini-batch in parts is settled with the last of them.
+
+        That is what the attempt came to if it is final, else what held before.
+        """
+        items, failed = record.items_succeeded, record.items_failed
         succeeded = record.outcome == Outcome.SUCCEEDED
+        if not record.final:
+            (items, failed), succeeded = self._earlier.missing[record.mini_batch, record.part], True
+        self.items_succeeded += items
+        self.items_failed += failed
         if (split := member.split) is not None:
             split.open -= 1
-            split.succeeded |= record.items_succeeded > 0
+            split.succeeded |= items > 0
             if split.open:
                 return
             succeeded = split.succeeded

@@ -11,13 +11,14 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
 from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.output.trouble import explained
 from prefect_parallelrun.paths import RunPaths
 
 HEARTBEAT_S = 5.0
@@ -187,28 +188,29 @@ class RunLock:
     @contextmanager
     def _alone(self) -> Iterator[int]:
         """Open the lock file while no other driver reads or writes it."""
-        file = -1
-        try:
+        with explained(self._paths.journal), ExitStack() as undo:
             file = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            deadline = time.monotonic() + _CHECK_S
+            undo.callback(os.close, file)  # and unlocked by that
+            self._exclude_others(file)
+            yield file
+
+    def _exclude_others(self, file: int) -> None:
+        deadline = time.monotonic() + _CHECK_S
+        try:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
+                    return
                 except BlockingIOError:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
-            yield file
         except OSError as error:
             raise OutputError(
                 f"the run folder {self._paths.root} cannot be locked, so that two drivers could "
                 f"work on it at once: {error}. Choose a run root on another file system "
-                "(PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT), or make this one writable"
+                "(PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT)"
             ) from error
-        finally:
-            if file >= 0:
-                os.close(file)  # and unlocked by that
 
     def _silent_s(self, file: int) -> float:
         """Return the age of the last heartbeat by the clock of the file system, which may be a server's."""

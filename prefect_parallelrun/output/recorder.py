@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_parallelrun.errors import printable
-from prefect_parallelrun.models import AttemptError, AttemptRecord, Outcome
+from prefect_parallelrun.models import AttemptError, AttemptRecord
 from prefect_parallelrun.output import schema
 
 MESSAGE_LIMIT = 2_000
@@ -26,6 +26,14 @@ _WIDTH = _COLUMNS.count(",") + 1
 # Each step of SQLite lets go of the interpreter's lock, and getting it back costs up to 5 ms while
 # another thread of the flow computes (measured: 2.8 ms per row with executemany, 0.04 ms so).
 _ROWS_PER_STATEMENT = 256
+# Of this connection only, and left out where nothing failed before: it is asked at every insert.
+_GIVE_WAY = f"""
+CREATE TEMP TRIGGER give_way BEFORE INSERT ON main.attempts WHEN NEW.final = 1 BEGIN
+    UPDATE attempts SET final = 0
+    WHERE {schema.FAILED} AND mini_batch = NEW.mini_batch AND id <= {{resumed_after}}
+        AND (NEW.stop IS NULL OR first < NEW.stop) AND (stop IS NULL OR NEW.first < stop);
+END
+"""
 
 
 class Entry(NamedTuple):
@@ -44,7 +52,6 @@ class Recorder:
 
     def __init__(self, path: Path) -> None:
         self._connection = schema.open_for_writing(path)
-        self._replaceable: set[int] = set()
         self._next = self._number("SELECT coalesce(max(id), 0) + 1 FROM attempts")
         self._errors: dict[tuple[str, str, str, str], tuple[int, str]] = {
             (category, kind, location, stage): (number, message)
@@ -69,20 +76,15 @@ class Recorder:
     def resume(self) -> None:
         """Begin where an earlier sitting ended.
 
-        Failures of before settle nothing any more: their items get fresh attempts (R201).
+        What failed before, be it a row that is missing, holds until an attempt of this sitting settles
+        some of the same items (R201): that takes its place, in the same transaction.
         """
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.execute(
-                f"UPDATE attempts SET final = 0 WHERE {schema.FAILED} AND outcome <> 'succeeded'"
-            )
-            self._connection.execute(
-                "INSERT OR REPLACE INTO meta VALUES ('resumed_after', ?)", (self._next - 1,)
-            )
-
-    def replace(self, mini_batches: Iterable[int]) -> None:
-        """From now on, let the next success of each of these take the place of its earlier one."""
-        self._replaceable = set(mini_batches)
+        resumed_after = self._next - 1
+        self._connection.execute(
+            "INSERT OR REPLACE INTO meta VALUES ('resumed_after', ?)", (resumed_after,)
+        )
+        if self._number(f"SELECT EXISTS (SELECT 1 FROM attempts WHERE {schema.FAILED})"):
+            self._connection.execute(_GIVE_WAY.format(resumed_after=resumed_after))
 
     def record(self, entries: Sequence[Entry]) -> None:
         """Commit these attempts, all or none.
@@ -93,31 +95,16 @@ class Recorder:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             rows = [self._row(number, entry) for number, entry in enumerate(entries, self._next)]
-            replaced = self._give_way(entries) if self._replaceable else set()
             self._insert(rows)
             self._connection.execute("COMMIT")
         except BaseException:
             self._connection.rollback()
             raise
         self._next += len(rows)
-        self._replaceable -= replaced
 
     def close(self) -> None:
         """Close the connection; what was committed stays."""
         self._connection.close()
-
-    def _give_way(self, entries: Sequence[Entry]) -> set[int]:
-        """Take `final` from what these successes take the place of; return which they are."""
-        replaced = {
-            record.mini_batch
-            for record, *_ in entries
-            if record.final and record.outcome is Outcome.SUCCEEDED
-        } & self._replaceable
-        for mini_batch in replaced:
-            self._connection.execute(
-                "UPDATE attempts SET final = 0 WHERE final = 1 AND mini_batch = ?", (mini_batch,)
-            )
-        return replaced
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
         # Powers of two, so that a rest of any length needs few distinct statements.

@@ -62,8 +62,8 @@ class OutputWriter:
         Args:
             paths: of the run.
             keep_rows: whether there is a partial file and an output (`append_row`).
-            retry_missing: whether mini-batches of which rows are missing (R16) are tried again;
-                the next success of such a one takes the place of its earlier one.
+            retry_missing: whether mini-batches, and parts, of which rows are missing (R16) are tried
+                again; what then settles such a one takes the place of its earlier rows.
             guard: called before anything is written, in the writing thread; raises an OutputError
                 where nothing may be written any more.
             log: gets what a user should know.
@@ -86,7 +86,6 @@ class OutputWriter:
             """For reading, from any thread; it shows what is committed."""
             self.earlier = read_earlier(self.journal, retry_missing=retry_missing)
             """What earlier sittings have done, as it was when this one began."""
-            self._recorder.replace(self.earlier.missing)
             undo.pop_all()
         self._changed = threading.Condition()
         # All below, up to the next comment, under that lock.
@@ -125,7 +124,7 @@ class OutputWriter:
 
         Those of which `earlier` has something left to do are not among them.
         """
-        again = self.earlier.parts.keys() | self.earlier.missing.keys()
+        again = self.earlier.parts.keys() | {index for index, _ in self.earlier.missing}
         return (index for index in self.journal.done() if index not in again)
 
     def add(self, record: AttemptRecord, data: bytes = b"", columns: str | None = None) -> None:

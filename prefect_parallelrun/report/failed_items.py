@@ -26,14 +26,15 @@ _REASONS = {
     Outcome.NODE_LOST: "node_lost",
 }
 """The reason where no more is known than the outcome; what is cancelled is never settled."""
+Kind = Literal["file", "tabular", "rank"]
+"""What an item is, see `Plan.kind`."""
+
 _TRACES = 100
 """So many records of each distinct error carry its stack trace: thousands of equal ones would make
 gigabytes; the others name the log file only."""
 
 
-def write_failed_items(
-    paths: RunPaths, journal: Journal, items_of: ItemsOf, *, kind: Literal["file", "tabular"]
-) -> int:
+def write_failed_items(paths: RunPaths, journal: Journal, items_of: ItemsOf, *, kind: Kind) -> int:
     """Write one record per failed item and return the number of records.
 
     Always to be called at the end of a sitting: without failures there is no file, and one of an
@@ -73,14 +74,14 @@ def _by_mini_batch(journal: Journal) -> Iterator[tuple[int, Iterator[Failure]]]:
 
 
 def _records(
-    paths: RunPaths, failures: Iterable[Failure], names: list[str], kind: Literal["file", "tabular"]
+    paths: RunPaths, failures: Iterable[Failure], names: list[str], kind: Kind
 ) -> Iterator[tuple[dict[str, Any], int | None]]:
     """Yield the records of one mini-batch, each with the number of its error."""
     for failure in failures:
         record = _known(paths, failure, kind)
         # Of a table, `names` is where the mini-batch is, however many rows of it failed.
         items = names[failure.first : failure.stop] if kind == "file" else names
-        if kind == "file" and failure.outcome != Outcome.SUCCEEDED:
+        if kind != "tabular" and failure.outcome != Outcome.SUCCEEDED:
             for item in items:
                 yield record | {"item": item, "count": 1}, failure.error
         else:

@@ -164,12 +164,15 @@ def _rows(journal: Journal, record: RunRecord, paths: RunPaths) -> Iterator[str]
 
 
 def _output(journal: Journal, record: RunRecord, paths: RunPaths) -> Iterator[str]:
-    """Find where the output of a completed run is not what the run wrote."""
-    if not record.completed:
-        return
+    """Find where the output is not what the run wrote; rows are there only once it completed."""
     if record.append_row_file_name is None:
-        if not reuse.is_intact(paths.root):
+        intact = (
+            reuse.is_intact(paths.root) if record.completed else not reuse.lost_files(paths.root)
+        )
+        if not intact:
             yield f"The files in the output {record.output} are not as they were when the run ended."
+        return
+    if not record.completed:
         return
     output = Path(record.output) / record.append_row_file_name
     order: Order = "completion" if record.output_order == "completion" else "input"
@@ -233,7 +236,7 @@ def _listed(paths: RunPaths) -> Iterator[tuple[int, int, str | None]]:
 
 
 def _input(record: RunRecord, paths: RunPaths) -> Iterator[str]:
-    """Find inputs that are gone, or have other files than the run had."""
+    """Find inputs that are gone, changed, or have other files than the run had."""
     if not paths.definition.exists():
         return
     try:
@@ -243,6 +246,7 @@ def _input(record: RunRecord, paths: RunPaths) -> Iterator[str]:
         return
     try:
         listings = definition.list_inputs()
+        contents = reuse.contents(definition, listings)
     except (DatasetError, OSError) as error:
         yield f"The input is not as it was: {error}."
         return
@@ -251,6 +255,8 @@ def _input(record: RunRecord, paths: RunPaths) -> Iterator[str]:
         yield f"The input has {files:,} files now; the run had {record.items:,}."
     elif record.grouping and reuse.grouping(definition, listings) != record.grouping:
         yield "The input has other files, or other contents of tables, than the run had."
+    elif record.contents not in ("", contents):
+        yield "A file of the input, or of a side input, was changed since the run."
 
 
 def _named(fault: str, mini_batches: Iterable[str]) -> Iterator[str]:

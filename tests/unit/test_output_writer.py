@@ -274,16 +274,30 @@ def test_reopening_cuts_what_the_journal_does_not_know(tmp_path):
     assert (totals.mini_batches_reused, totals.items_reused) == (2, 2)
 
 
-def test_failures_of_an_earlier_sitting_settle_nothing(tmp_path):
-    """Opened again, failed mini-batches get fresh attempts, and counts of failures start anew (R201)."""
+def test_failures_of_an_earlier_sitting_are_tried_again(tmp_path):
+    """Opened again, failed mini-batches get fresh attempts; until then they are failed ones (R201)."""
     paths = RunPaths(tmp_path / "run")
     with OutputWriter(paths, keep_rows=True) as output:
         output.add(attempt(0, Outcome.FAILED))
 
     with OutputWriter(paths, keep_rows=True) as output:
-        totals = output.journal.totals()
+        before = output.journal.totals()
+        done = list(output.done())
+        output.add(attempt(0), rows(0))
+        output.flush()
+        after = output.journal.totals()
 
-    assert (totals.attempts, totals.mini_batches, totals.items_failed) == (1, 0, 0)
+    assert done == []
+    assert (before.mini_batches, before.items_succeeded > 0, before.items_failed > 0) == (
+        1,
+        False,
+        True,
+    )
+    assert (after.mini_batches, after.items_succeeded > 0, after.items_failed > 0) == (
+        1,
+        True,
+        False,
+    )
 
 
 def test_a_partial_file_that_lacks_journalled_rows_is_refused(tmp_path):

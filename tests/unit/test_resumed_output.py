@@ -240,10 +240,10 @@ def test_missing_rows_are_tried_again_if_asked(tmp_path):
 
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == [0, 1, 2]
-        assert output.earlier == Earlier(mini_batches=3, items=26)
+        assert output.earlier == Earlier(mini_batches=3, items=26, items_failed=4)
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
         assert list(output.done()) == [0, 2]
-        assert output.earlier == Earlier(mini_batches=2, items=20, missing={1: (6, 4)})
+        assert output.earlier == Earlier(mini_batches=2, items=20, missing={(1, None): (6, 4)})
 
 
 def test_a_retry_of_missing_rows_that_fails_changes_nothing(tmp_path):
@@ -282,15 +282,21 @@ def test_a_retry_of_missing_rows_that_succeeds_replaces_them(tmp_path):
     assert (totals.mini_batches_reused, totals.items_reused) == (1, 10)
 
 
-def test_all_parts_give_way_to_a_retry_of_the_whole(tmp_path):
-    """A split mini-batch of which rows are missing is tried again as a whole, and replaced at once."""
+def test_missing_rows_of_a_part_are_tried_again_with_that_part(tmp_path):
+    """Of a split mini-batch no more is tried again than the parts of which rows are missing (R204)."""
     paths = RunPaths(tmp_path / "run")
     short = (success(0, (5, 10), missing=2), rows(0, 5, 8))
     sitting(paths, failure(0, final=False), part(0, 0, 5), short)
 
+    with OutputWriter(paths, keep_rows=True) as output:
+        assert list(output.done()) == [0]
+        assert output.earlier == Earlier(mini_batches=1, items=8, items_failed=2)
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
-        assert output.earlier == Earlier(missing={0: (8, 2)})
-        output.add(*whole(0))
+        assert list(output.done()) == []
+        assert output.earlier == Earlier(
+            items=5, parts={0: ((5, 10),)}, missing={(0, (5, 10)): (3, 2)}
+        )
+        output.add(*part(0, 5, 10))
         published = output.publish(tmp_path, "out.txt", order="input")
         totals = output.journal.totals()
 
@@ -298,17 +304,98 @@ def test_all_parts_give_way_to_a_retry_of_the_whole(tmp_path):
     assert (totals.mini_batches, totals.items_succeeded, totals.items_failed) == (1, 10, 0)
 
 
-def test_parts_that_are_left_come_before_missing_rows(tmp_path):
-    """While parts are to run, the rows of the others hold, though some are missing."""
+def test_missing_rows_are_tried_again_beside_what_is_left(tmp_path):
+    """That other items of the mini-batch fail, or were not run, keeps no missing row from it (R204)."""
     paths = RunPaths(tmp_path / "run")
-    short = (success(0, (5, 10), missing=2), rows(0, 5, 8))
-    sitting(paths, failure(0, final=False), short)
+    short = (success(0, (3, 7), missing=2), rows(0, 3, 5))
+    sitting(paths, failure(0, final=False), part(0, 0, 2), failure(0, (2, 3)), short)
 
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
-        assert output.earlier == Earlier(items=3, parts={0: ((0, 5),)})
-        output.add(*part(0, 0, 5))
-    with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
-        assert output.earlier == Earlier(missing={0: (8, 2)})
+        assert output.earlier == Earlier(
+            items=2, parts={0: ((2, 3), (3, 7), (7, 10))}, missing={(0, (3, 7)): (2, 2)}
+        )
+        output.add(failure(0, (2, 3)))
+        output.add(*part(0, 3, 7))
+        published = output.publish(tmp_path, "out.txt", order="input")
+
+    assert published.read_bytes() == rows(0, 0, 2) + rows(0, 3, 7)
+
+
+@pytest.mark.parametrize(
+    ("before", "meanwhile", "then"),
+    [
+        ([failure(0)], [], [(0, 10)]),
+        ([failure(0)], [failure(0, final=False)], [(0, 10)]),
+        ([failure(0)], [whole(0)], []),
+        ([failure(0)], [success(0, missing=1)], [(0, 1)]),
+        # A whole one that is split this time: with its first part it is not settled as a whole.
+        ([failure(0)], [failure(0, final=False), part(0, 5, 10)], []),
+        ([failure(0)], [failure(0, final=False), part(0, 5, 10), failure(0, (0, 5))], [(0, 5)]),
+        # One in parts, of which nothing has succeeded, runs as a whole, and may be split otherwise.
+        ([failure(0, (0, 5)), failure(0, (5, 10))], [], [(0, 5), (5, 5)]),
+        ([failure(0, (0, 5)), failure(0, (5, 10))], [whole(0)], []),
+        ([failure(0, (0, 5)), failure(0, (5, 10))], [failure(0)], [(0, 10)]),
+        ([failure(0, (0, 5)), failure(0, (5, 10))], [part(0, 3, 4)], [(5, 5)]),
+        ([failure(0, (0, 5)), failure(0, (5, 10))], [failure(0, (4, 6))], [(4, 2)]),
+        # Failed parts that are neighbours run as one.
+        ([part(0, 0, 8), failure(0, (8, 9)), failure(0, (9, 10))], [part(0, 8, 10)], []),
+        ([part(0, 0, 8), failure(0, (8, 9)), failure(0, (9, 10))], [part(0, 9, 10)], [(8, 1)]),
+    ],
+)
+def test_a_failure_stays_listed_until_its_items_are_settled_anew(tmp_path, before, meanwhile, then):
+    """An item that failed is tried again, and is a failed one until then, however it was split (R201)."""
+    paths = RunPaths(tmp_path / "run")
+    sitting(paths, failure(0, final=False), *before)
+    sitting(paths)  # ended before anything ran
+    sitting(paths, *meanwhile)
+
+    with OutputWriter(paths, keep_rows=True) as output:
+        listed = [(each.first, each.items_failed) for each in output.journal.failures()]
+        totals = output.journal.totals()
+        settled = [each for each in output.journal.attempts() if each.final]
+
+    assert listed == then
+    assert totals.items_failed == sum(count for _, count in then)
+    assert len({each.part is None for each in settled}) <= 1
+    items = [item for each in settled for item in range(*(each.part or (0, ITEMS)))]
+    assert len(items) == len(set(items))
+
+
+def test_a_failure_of_before_is_no_success_of_before(tmp_path):
+    """What failed before runs again: it is neither done nor counted, though it stays listed (R201)."""
+    paths = RunPaths(tmp_path / "run")
+    sitting(
+        paths,
+        whole(0),
+        failure(1),
+        failure(2, final=False),
+        part(2, 0, 9),
+        failure(2, (9, 10)),
+        failure(3, final=False),
+        failure(3, (0, 10)),
+    )
+
+    with OutputWriter(paths, keep_rows=True) as output:
+        assert list(output.done()) == [0]
+        assert output.earlier == Earlier(mini_batches=1, items=19, parts={2: ((9, 10),)})
+        totals = output.journal.totals()
+
+    assert (totals.mini_batches, totals.mini_batches_succeeded) == (4, 2)
+    assert (totals.items_succeeded, totals.items_failed) == (19, 21)
+
+
+def test_a_failure_of_this_sitting_is_settled_once(tmp_path):
+    """Only what an earlier sitting left gives way (R200)."""
+    paths = RunPaths(tmp_path / "run")
+    sitting(paths, failure(0))
+    output = OutputWriter(paths, keep_rows=True)
+    output.add(failure(0))
+    output.flush()
+    output.add(*whole(0))
+
+    with pytest.raises(OutputError, match="UNIQUE"):
+        output.flush()
+    output.close()
 
 
 def test_reused_is_what_holds_of_all_sittings_before(tmp_path):

@@ -297,7 +297,7 @@ def test_a_plan_of_nothing_but_parts_is_not_done_before_they_are():
 
 def test_missing_rows_hold_what_they_have_until_they_succeed_again():
     """R204: what fails again changes nothing, is never split, and counts as it did before."""
-    earlier = Earlier(missing={0: (3, 1), 1: (2, 2)})
+    earlier = Earlier(missing={(0, None): (3, 1), (1, None): (2, 2)})
     tracker = Tracker([files(0, 4), files(1, 4)], limits(max_attempts=2), earlier=earlier)
     tracker.node_joined("node000", 1)
 
@@ -308,6 +308,55 @@ def test_missing_rows_hold_what_they_have_until_they_succeed_again():
     assert tracker.tally == policy.Tally(
         mini_batches_succeeded=2, mini_batches_failed=0, items_succeeded=3 + 4, items_failed=1
     )
+
+
+def test_missing_rows_of_a_part_hold_like_those_of_a_whole():
+    """R203, R204: the part is tried again as it is; what is left beside it is split as ever."""
+    earlier = Earlier(items=2, parts={0: ((0, 2), (2, 6))}, missing={(0, (2, 6)): (3, 1)})
+    tracker = Tracker([files(0, 8)], limits(max_attempts=1), earlier=earlier)
+    tracker.node_joined("node000", 1)
+
+    settled = work_off(tracker, lambda index, item: item in (1, 4))
+
+    ended = [(one.record.part, one.record.final) for one in settled]
+    assert sorted(ended) == [((0, 1), True), ((0, 2), False), ((1, 2), True), ((2, 6), False)]
+    assert tracker.done
+    assert tracker.tally == policy.Tally(
+        mini_batches_succeeded=1,
+        mini_batches_failed=0,
+        items_succeeded=2 + 1 + 3,
+        items_failed=1 + 1,
+    )
+
+
+@pytest.mark.parametrize(("rows", "holds"), [(2, 3), (3, 3), (4, 4)])
+def test_of_two_results_with_rows_missing_the_better_holds(rows, holds):
+    """R16, R204: what was held before is given up only for as many rows, or more."""
+    tracker = Tracker([files(0, 4)], limits(), earlier=Earlier(missing={(0, None): (3, 1)}))
+    tracker.node_joined("node000", 1)
+    [bundle] = tracker.next_bundles()
+
+    result = {"position": 0, "process": "p", "outcome": "succeeded", "items": 4, "rows": rows}
+    [settled] = tracker.bundle_ended(bundle.number, [(result, b".")])
+
+    assert settled.record.final == (rows >= 3)
+    assert tracker.done
+    assert (tracker.items_succeeded, tracker.items_failed) == (holds, 4 - holds)
+
+
+def test_missing_rows_that_are_not_tried_again_count_from_the_start():
+    """R26: what is settled with failed items, and does not run again, has failed all the same."""
+    tracker = Tracker(
+        [files(0, 4)],
+        limits(max_attempts=1, error_threshold=3, isolate=False),
+        earlier=Earlier(mini_batches=2, items=5, items_failed=3),
+    )
+    tracker.node_joined("node000", 1)
+    assert tracker.exceeded() is None
+
+    work_off(tracker, lambda index, item: True)
+
+    assert "7 items failed; error_threshold=3" in tracker.exceeded()
 
 
 @pytest.mark.parametrize("processes", [1, 4, 16])
