@@ -19,7 +19,7 @@ class RunOptions:
     task_overhead_timeout: float = 600.0
     """Seconds to load a mini-batch, and to encode what `run()` returned."""
     first_task_creation_timeout: float = 600.0
-    """Seconds from the start of the run to the first mini-batch."""
+    """Seconds without any node to work on before the run fails: at its start, or since the last was lost."""
     progress_update_timeout: float | None = None
     """Seconds without any mini-batch done before the run fails; None: derived from other settings."""
     append_row_dataframe_header: bool = False

@@ -10,7 +10,7 @@ import contextlib
 import json
 import logging
 import queue
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import distributed
@@ -20,6 +20,7 @@ from prefect_parallelrun.driver.events import BundleEnded, Event
 from prefect_parallelrun.driver.nodes import JOIN_S, Node, Nodes
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.driver.tending import Tending
+from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import agent
 from prefect_parallelrun.paths import RunPaths
@@ -40,9 +41,11 @@ class Cluster:
         step: name of the step, under which the Dask dashboard shows the bundles.
         run_id: of the run.
         log: of the run.
+        watch: called several times a second while this waits for Dask; ends the run by raising.
 
     Raises:
         ClusterError: no scheduler answers there.
+        Exception: what `watch` raises.
     """
 
     def __init__(
@@ -54,12 +57,14 @@ class Cluster:
         step: str,
         run_id: str,
         log: logging.Logger,
+        watch: Callable[[], None] | None = None,
     ) -> None:
         self._log = log
+        self._watch = watch
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._closing = False
         self._shutdown_s = 0.0
-        self._target = Target(target, node_count=node_count, log=log)
+        self._target = Target(target, node_count=node_count, log=log, watch=watch)
         self._nodes = Nodes(
             self._target,
             first_node=first_node,
@@ -125,20 +130,40 @@ class Cluster:
         return events
 
     def close(self, *, gracefully: bool) -> None:
-        """End the run on every node and let go of the cluster; nothing of ours is left on it."""
+        """End the run on every node and let go of the cluster; nothing of ours is left on it.
+
+        Raises:
+            Exception: what `watch` raises while this waits for `shutdown()`, which is given up then.
+        """
         self._closing = True
-        limit_s = JOIN_S + self._shutdown_s + 15 if gracefully else CANCEL_S
         try:
-            work = self._nodes.close(gracefully=gracefully, limit_s=limit_s)
-            asyncio.run_coroutine_threadsafe(work, self._target.loop).result(limit_s + 2)
-        except TimeoutError as error:
-            self._log.warning(
-                "The nodes could not be told to end; they end by themselves: %r", error
-            )
+            if gracefully:
+                limit_s = JOIN_S + self._shutdown_s + 15
+                self._end_nodes(limit_s, gracefully=True, watch=self._watch)
+        except BaseException:
+            gracefully = False
+            raise
         finally:
-            self._target.close()
+            try:
+                if not gracefully:
+                    self._end_nodes(CANCEL_S, gracefully=False)
+            finally:
+                self._target.close()
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _end_nodes(
+        self, limit_s: float, *, gracefully: bool, watch: Callable[[], None] | None = None
+    ) -> None:
+        work = self._nodes.close(gracefully=gracefully, limit_s=limit_s)
+        ending = asyncio.run_coroutine_threadsafe(work, self._target.loop)
+        try:
+            if settled(ending, limit_s + 2, watch):
+                ending.result()
+            else:
+                self._log.warning("The nodes could not be told to end; they end by themselves")
+        finally:
+            ending.cancel()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._target.loop.call_soon_threadsafe(self._nodes.spawn, work)

@@ -39,7 +39,8 @@ JOIN_LIMIT_S = 120.0
 JOIN_S = 15.0
 """How long a node that is still joining may hold up the end of a run."""
 MAX_LOSSES = 3
-"""A Dask worker on which so many nodes in a row were lost without a result is not tried again."""
+"""A Dask worker on which so many idle nodes in a row were lost is not tried again. A node that had work
+may be lost for what it had, and the mini-batches keep count of that (`policy.MAX_LOST`)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +90,7 @@ class Nodes:
         self._log = log
         self._nodes: dict[str, Node] = {}
         self._losses: Counter[str] = Counter()
-        """By address: nodes lost there, one after the other."""
+        """By address: nodes lost there while they had nothing to do, one after the other."""
         self.leaving: set[str] = set()
         """Addresses where an earlier node has not ended yet; it may not be able to answer."""
         self.changed = asyncio.Event()
@@ -235,7 +236,7 @@ class Nodes:
         )
         if for_good:
             self._losses[node.address] = MAX_LOSSES
-        elif not innocent:
+        elif not innocent and not node.bundles:
             self._losses[node.address] += 1
         if node.bundles and not self._target.is_lost:
             self.spawn(self._client.cancel(list(node.bundles.values()), asynchronous=True))
@@ -265,8 +266,13 @@ class Nodes:
         """End the run on every node, and all that goes on here; what does not answer ends by itself."""
         self.closing = True
         goodbyes = [self.spawn(self._say_goodbye(node, gracefully=gracefully)) for node in self]
-        if goodbyes:
-            await asyncio.wait(goodbyes, timeout=limit_s)
+        try:
+            if goodbyes:
+                await asyncio.wait(goodbyes, timeout=limit_s)
+        except asyncio.CancelledError:  # somebody ends the run while it waits for `shutdown()`
+            for goodbye in goodbyes:
+                goodbye.cancel()
+            raise
         if bundles := [future for node in self for future in node.bundles.values()]:
             await self._client.cancel(bundles, asynchronous=True)
         # Who waits for one of those ends by itself; Dask complains of one that is cancelled.

@@ -124,6 +124,7 @@ class Schedule:
             step=self._definition.name,
             run_id=self._run_id,
             log=self._log,
+            watch=self._watch,
         )
         gracefully = False
         try:
@@ -206,17 +207,16 @@ class Schedule:
         self._first_errors.add(kind)
         self._log.log(
             level,
-            "Mini-batch %d (%s) attempt %d of %d failed on %s %s: %s: %s%s\nlog: %s",
+            "Mini-batch %d (%s) attempt %d of %d failed on %s: %s: %s%s%s",
             record.mini_batch,
             ", ".join(record.items_sample),
             record.attempt,
             self._limits.max_attempts,
-            record.node,
-            record.process,
+            f"{record.node} {record.process}".rstrip(),  # lost with its node, it has no process
             error.type,
             error.message,
             f" ({error.where})" if error.where else "",
-            record.log_file,
+            f"\nlog: {record.log_file}" if record.log_file else "",
         )
 
     def _news(self, news: messages.Event) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import dask
 import distributed
 
+from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
 
 REMEMBERED_MESSAGES = 10
@@ -17,6 +21,8 @@ REMEMBERED_MESSAGES = 10
 5,000 files each: hundreds of megabytes in the flow's process."""
 ANSWER_S = 5.0
 """How long the scheduler may take to say which Dask workers it has."""
+CONNECT_S = 30.0
+"""How long it may take to become a client of the scheduler: Dask itself waits for ever for an answer."""
 CLOSE_S = 3.0
 """How long letting go of the scheduler may take; it may be a process that does not answer."""
 DASK_SETTINGS = {
@@ -30,6 +36,30 @@ DASK_SETTINGS = {
 """For what is made in the flow's process: our connections, and embedded Dask workers."""
 
 
+class _Client(distributed.Client):
+    """A Dask client that is made at once, connects beside the driver's thread, and comes back."""
+
+    connecting: Future[Any]
+
+    def start(self, **keywords: Any) -> None:
+        """Begin to connect."""
+        self._loop_runner.start()
+        loop: Any = self.loop
+        work = self._start(**keywords)  # type: ignore[no-untyped-call]
+        self.connecting = asyncio.run_coroutine_threadsafe(work, loop.asyncio_loop)
+
+    async def _ensure_connected(self, timeout: float | None = None) -> None:
+        """Connect; what is no greeting is a failure like others, and tried again.
+
+        To a client that comes back the scheduler may send news in one message with its greeting; Dask
+        only asserts that it does not, and would be deaf from then on, without ever giving up.
+        """
+        try:
+            await super()._ensure_connected(timeout=timeout)  # type: ignore[no-untyped-call]
+        except AssertionError as error:
+            raise ConnectionError("the scheduler's greeting could not be read") from error
+
+
 class Target:
     """The Dask cluster of one run, and our client of it.
 
@@ -38,12 +68,21 @@ class Target:
             a scheduler, or a Dask cluster object.
         node_count: Dask workers of an embedded cluster.
         log: of the run.
+        watch: called several times a second until the scheduler has answered; ends that by raising.
 
     Raises:
         ClusterError: no scheduler answers there.
+        Exception: what `watch` raises.
     """
 
-    def __init__(self, target: Any, *, node_count: int, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        target: Any,
+        *,
+        node_count: int,
+        log: logging.Logger,
+        watch: Callable[[], None] | None = None,
+    ) -> None:
         self._log = log
         # Prefect prints all that Dask says at INFO. Of an embedded cluster nothing matters to the user:
         # even the closing of its connections is an error to Dask; what does matter, the driver tells.
@@ -57,10 +96,12 @@ class Target:
             if isinstance(target, str):
                 log.info("Connecting to the Dask scheduler at %s", target)
             try:
-                self.client = distributed.Client(self._own or target, set_as_default=False)
-            except (OSError, TimeoutError, ValueError) as error:
+                self.client: distributed.Client = _connect(self._own or target, watch)
+            except BaseException as error:
                 self._close_own()
                 self._dask_log.setLevel(self._dask_level)
+                if not isinstance(error, OSError | ValueError):
+                    raise
                 raise ClusterError(
                     f"compute_target={target!r}: no Dask scheduler answers there: {error}"
                 ) from error
@@ -166,6 +207,28 @@ class Target:
     def _close_own(self) -> None:
         if self._own is not None:
             self._own.close(timeout=10)
+
+
+def _connect(target: Any, watch: Callable[[], None] | None) -> _Client:
+    """Become a client of a scheduler.
+
+    Raises:
+        OSError: nothing is there, or nothing that answers.
+        ValueError: that is no address.
+        Exception: what `watch` raises.
+    """
+    client = _Client(target, set_as_default=False)  # type: ignore[no-untyped-call]
+    try:
+        if not settled(client.connecting, CONNECT_S, watch):
+            raise TimeoutError(f"nothing for {CONNECT_S:g} seconds")
+        client.connecting.result()
+    except BaseException:
+        client.connecting.cancel()
+        # Now: at the end of the process its loop stands still, and the client would wait for it.
+        with contextlib.suppress(OSError):
+            client.close(timeout=CLOSE_S)  # type: ignore[no-untyped-call]
+        raise
+    return client
 
 
 def _embedded(node_count: int) -> distributed.LocalCluster:

@@ -43,8 +43,9 @@ LEASE_S = 30.0
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
 
-SUPERVISOR_END_S = 10.0
-"""How long a supervisor may take to kill what it started; measured: some milliseconds."""
+SUPERVISOR_END_S = 2.0
+"""How long a supervisor may take to kill what it started; measured: some milliseconds. It is killed then,
+and a run that is cancelled has ended within five seconds all the same."""
 
 SECRETS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 """Left out of the environment of worker processes: scripts never speak with Prefect's API."""
@@ -173,7 +174,9 @@ class NodeAgent(distributed.WorkerPlugin):
 
     async def _end_orphaned(self) -> None:
         if not self._ended:
-            logger.warning("The driver of %s is gone; ending its node", self._settings["run_id"])
+            if not self._lost:  # the driver lets go of a node that has no supervisor any more
+                run = self._settings["run_id"]
+                logger.warning("The driver of %s is gone, or has let go of its node: it ends", run)
             await asyncio.to_thread(self.stop, gracefully=False)
             await _remove(self._id, self._worker)
 
@@ -293,11 +296,12 @@ class NodeAgent(distributed.WorkerPlugin):
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _bury(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end of the supervisor; of one that was killed, kill what it has left behind."""
+        """Wait for the end of the supervisor, and kill what it leaves behind."""
         try:
             code = process.wait(SUPERVISOR_END_S)
         except subprocess.TimeoutExpired:
-            process.kill()
+            # As long as it is there, it is the ancestor even of what has left its session and environment.
+            reaper.kill_tree(process.pid)
             code = process.wait()
         if code < 0:
             run, node = self._settings["run_id"], self._settings["node"]
