@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from prefect_parallelrun.datasets import FileDataset
 
+_ITEMS = {"tabular": "rows of tables", "rank": "mini-batches without input"}
+
 
 class ParallelRunResult(BaseModel):
     """The result of a run that completed: counts and places, small enough to be passed anywhere."""
@@ -103,7 +105,7 @@ class ParallelRunResult(BaseModel):
         the run folder.
 
         Raises:
-            DatasetError: the items are rows of tables, or the run folder is gone.
+            DatasetError: the items are no files, or the list is gone.
         """
         if not self.items.failed:
             return None
@@ -116,8 +118,8 @@ class ParallelRunResult(BaseModel):
                 for record in map(json.loads, lines):
                     if record["kind"] != "file":
                         raise DatasetError(
-                            f"the failed items of step {self.name!r} are rows of tables, not "
-                            f"files; read about them in {path}"
+                            f"the failed items of step {self.name!r} are "
+                            f"{_ITEMS[record['kind']]}, not files; read about them in {path}"
                         )
                     files += record["candidates"] if record["item"] is None else [record["item"]]
         except FileNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +58,14 @@ def step_fingerprint(
     }
     digest = hashlib.blake2b(digest_size=20)
     digest.update(json.dumps(settings, sort_keys=True).encode())
-    for dataset, files in zip(definition.inputs, listings, strict=True):
-        _add(digest, "input", dataset.fingerprint_parts(files))
-    for dataset in _shown_whole(definition):
-        _add(digest, "side input", dataset.fingerprint_parts(dataset.list_files()))
+    _add_contents(digest, definition, listings)
+    return digest.hexdigest()
+
+
+def contents(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:
+    """Return a text that is the same where all files that the script can see are as they were."""
+    digest = hashlib.blake2b(digest_size=20)
+    _add_contents(digest, definition, listings)
     return digest.hexdigest()
 
 
@@ -84,7 +88,7 @@ def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]])
 
 
 def write_manifest(run_folder: Path, output: Path, file: Path | None) -> None:
-    """Note how the output looks at the end of a run, for `is_intact`.
+    """Note how the output looks at the end of a sitting, for `is_intact` and `lost_files`.
 
     Args:
         output: the output folder.
@@ -101,14 +105,40 @@ def write_manifest(run_folder: Path, output: Path, file: Path | None) -> None:
 def is_intact(run_folder: Path) -> bool:
     """Return whether the output of a run is still there as it was at the run's end."""
     try:
-        content = RunPaths(run_folder).manifest.read_text("utf-8", errors="surrogateescape")
-        manifest = json.loads(content)
+        manifest = _manifest(run_folder)
         output, noted = Path(manifest["output"]), manifest["files"]
         if manifest["whole"]:
             return bool(output.is_dir() and dict(_states(output)) == noted)
-        return all(_state(output / name) == state for name, state in noted.items())
-    except (OSError, ValueError, KeyError, TypeError):
+        return not _others(output, noted)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def lost_files(run_folder: Path) -> list[str] | None:
+    """Return which files of the output are gone or changed since they were noted; None: none ever were."""
+    try:
+        manifest = _manifest(run_folder)
+        return _others(Path(manifest["output"]), manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _manifest(run_folder: Path) -> Any:
+    content = RunPaths(run_folder).manifest.read_text("utf-8", errors="surrogateescape")
+    return json.loads(content)
+
+
+def _others(output: Path, noted: Mapping[str, list[int]]) -> list[str]:
+    """Return the noted files that are not there as they were."""
+    others = []
+    for name, state in noted.items():
+        try:
+            same = _state(output / name) == state
+        except OSError:
+            same = False
+        if not same:
+            others.append(name)
+    return others
 
 
 def _settled_size(definition: StepDefinition) -> list[int]:
@@ -127,6 +157,17 @@ def _shown_whole(definition: StepDefinition) -> Iterator[FileDataset]:
         known: tuple[Dataset, ...] = (*definition.side_inputs, *definition.inputs)
         if isinstance(argument, FileDataset) and not any(argument is one for one in known):
             yield argument
+
+
+def _add_contents(
+    digest: hashlib.blake2b,
+    definition: StepDefinition,
+    listings: Sequence[Sequence[FileItem]],
+) -> None:
+    for dataset, files in zip(definition.inputs, listings, strict=True):
+        _add(digest, "input", dataset.fingerprint_parts(files))
+    for dataset in _shown_whole(definition):
+        _add(digest, "side input", dataset.fingerprint_parts(dataset.list_files()))
 
 
 def _add(digest: hashlib.blake2b, title: str, parts: Iterable[str]) -> None:

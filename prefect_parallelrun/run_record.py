@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -35,6 +36,8 @@ class RunRecord(BaseModel):
     """Of the source snapshot that its rows were made with."""
     grouping: str = ""
     """See `reuse.grouping`; with the same one, mini-batches are numbered as they were."""
+    contents: str = ""
+    """See `reuse.contents`; with the same one, no file that the script can see has changed."""
     task_run: str | None = None
     """Prefect's id of the task run that began it."""
     started_at: AwareDatetime
@@ -59,15 +62,11 @@ class RunRecord(BaseModel):
         """Whether it ended with an output, failed items or not."""
         return self.state.startswith("Completed")
 
-    @property
-    def ended(self) -> bool:
-        """Whether it came to its end by itself, whatever that was."""
-        return self.completed or self.state == FAILED
-
     def write(self, paths: RunPaths) -> None:
         """Write it down in one step: a reader sees the earlier one or this one."""
-        content = self.model_dump_json(indent=1).encode("utf-8", "backslashreplace")
-        _replace(paths.record, content)
+        # In ASCII, since a folder's name may be no text in any encoding.
+        content = json.dumps(self.model_dump(mode="json"), indent=1)
+        _replace(paths.record, content.encode("ascii"))
 
     @classmethod
     def read(cls, paths: RunPaths) -> RunRecord:
@@ -77,7 +76,7 @@ class RunRecord(BaseModel):
             OutputError: this is no run folder, or its record cannot be read.
         """
         try:
-            return cls.model_validate_json(paths.record.read_text(encoding="utf-8"))
+            return cls.model_validate(json.loads(paths.record.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise OutputError(
                 f"{paths.root} is no run folder that can be read: {paths.record.name}: {error}"

@@ -16,6 +16,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, resolve_futures_to_results
 from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
+from prefect.states import Completed
 from prefect.utilities.annotations import BaseAnnotation
 
 from prefect_parallelrun import checks, settings, stopping
@@ -86,7 +87,7 @@ class ParallelRunStep:
             # The stored form says that it was reused; one kept in memory would not.
             "cache_result_in_memory": False,
         }
-        # It returns a state only where it was cancelled, and Prefect keeps that apart.
+        # It returns a state where it was cancelled or failures were tolerated; `__call__` opens that.
         body = cast("Callable[..., ParallelRunResult]", _run_step)
         self._task: Task[..., ParallelRunResult] = Task(
             fn=body, name=name, **{**options, **self.task_options}
@@ -125,6 +126,8 @@ class ParallelRunStep:
         if isinstance(ended, State):
             # Of a task that returned a state, Prefect gives that out, whatever was asked for.
             stopping.raise_cause(ended, signals_only=return_state)
+            if not return_state:
+                return ended.result()
         return ended
 
     def submit(self, *, wait_for: Any = None) -> PrefectFuture[ParallelRunResult]:
@@ -214,10 +217,10 @@ def _run_step(
     arguments: list[Any],
     output: OutputFileDatasetConfig | None,
     allow_reuse: bool,
-) -> ParallelRunResult | State[None]:
+) -> ParallelRunResult | State[Any]:
     """Run a step: the body of the task. All that matters is a parameter, for pickling and caching."""
     # Here, since it brings distributed: a step that is reused does not wait for that.
-    from prefect_parallelrun.driver.run import NotResumable
+    from prefect_parallelrun.driver.reopening import NotResumable
     from prefect_parallelrun.report.progress import TerminalBar
 
     work = Work.of_this_task_run(
@@ -235,14 +238,17 @@ def _run_step(
         try:
             try:
                 earlier = work.earlier_run(allow_reuse=allow_reuse)
-                return _sit(work, earlier, again, bar, watch)
+                result = _sit(work, earlier, again, bar, watch)
             except NotResumable as reason:
                 get_run_logger().info("%s; this is a new run", reason)
-                return _sit(work, None, again, bar, watch)
+                result = _sit(work, None, again, bar, watch)
         except RunCancelled as error:
             return watch.end_task_run(error)
         except TerminationSignal as error:
             return watch.end_by_signal(error)
+    # The name of the state is what Prefect's pages show.
+    named: State[ParallelRunResult] = Completed(name=result.state, data=result)
+    return result if result.state == "Completed" else named
 
 
 def _sit(

@@ -8,14 +8,16 @@ import contextvars
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
 from typing import NoReturn
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.settings import (
     PREFECT_CLIENT_MAX_RETRIES,
     get_current_settings,
@@ -58,7 +60,7 @@ def stops_on_sigterm() -> Iterator[None]:
 
 
 class FlowWatch:
-    """Notices that the flow run of this task run is cancelled or interrupted.
+    """Notices that the flow run of this task run, or one that it is a subflow of, is cancelled or interrupted.
 
     A signal to the flow's process raises in its main thread, where Prefect has it; a step that a task
     runner runs in another thread, or in a Dask worker, has to look for itself. A thread of its own
@@ -133,28 +135,24 @@ class FlowWatch:
         if self._flow_run_id is None:
             raise error
         with self._connected() as ask:
-            state = ask()
-        if state is None or not _is_cancelled(state):
+            states = ask()
+        if not any(map(_is_cancelled, states.values())):
             raise error
         return _cancelled(error)
 
     # -- inside ------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        asked = time.monotonic()
+        asked, was_left = time.monotonic(), False
         with self._connected() as ask:
-            while not self._ended.wait(_LOOK_EVERY_S):
-                left = self._flow_left()
+            while self._why is None and not self._ended.wait(_LOOK_EVERY_S):
+                left = self._flow_left() and not was_left
                 closes = self._host is not None and self._host.left
                 if not left and not closes and time.monotonic() - asked < ASK_EVERY_S:
                     continue
-                state = ask()
-                asked = time.monotonic()
-                if state is None and left and self._flow_run is not None:
-                    state = self._flow_run.state  # as this process knows it
-                self._judge(state, left=left, closes=closes)
-                if left or self._why is not None:
-                    return
+                states = ask()
+                asked, was_left = time.monotonic(), was_left or left
+                self._judge(states, left=left, closes=closes)
 
     def _flow_left(self) -> bool:
         """Return whether the flow function is left, however: then its task runner wants to end."""
@@ -162,37 +160,53 @@ class FlowWatch:
         events: dict[object, threading.Event] = getattr(self._runner, "_cancel_events", {})
         return any(event.is_set() for event in list(events.values()))
 
-    def _judge(self, state: State | None, *, left: bool, closes: bool) -> None:
+    def _judge(self, states: Mapping[UUID, State], *, left: bool, closes: bool) -> None:
         """Decide whether the run is to stop.
 
         A flow that completed or failed, or waits to be run again, lets finish what nobody waited for,
         as long as that can go on.
 
         Args:
-            state: of the flow run, where it is known.
-            left: whether the flow function is left.
+            states: of the flow run and those above it, where they are known.
+            left: whether the flow function was left just now.
             closes: whether the Dask worker that the step is on closes.
         """
-        run = f"flow run {self._flow_run_id}"
-        if state is not None and _is_cancelled(state):
-            self.cancelled = True
-            self._why = f"{run} was cancelled"
-        elif state is not None and state.is_crashed():
-            self._why = f"{run} crashed"
-        elif closes or (left and (state is None or state.is_running())):
-            self._why = f"{run} was interrupted"
+        for flow_run_id, state in states.items():
+            what = _stopped(state)
+            if what is not None:
+                self.cancelled = _is_cancelled(state)
+                self._why = f"flow run {flow_run_id} {what}"
+                return
+        own = states.get(self._flow_run_id) if self._flow_run_id is not None else None
+        if own is None and left and self._flow_run is not None:
+            own = self._flow_run.state  # as this process knows it
+        if closes or (left and (own is None or own.is_running())):
+            self._why = f"flow run {self._flow_run_id} was interrupted"
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[Callable[[], State | None]]:
-        """Yield a function that returns the state of the flow run; None where Prefect does not answer."""
+    def _connected(self) -> Iterator[Callable[[], Mapping[UUID, State]]]:
+        """Yield a function that returns the states of the flow run and of those that it is a subflow of.
+
+        Where Prefect does not answer, it returns none.
+        """
         flow_run_id, api = self._flow_run_id, get_current_settings().api
         assert flow_run_id is not None
+        flow_runs = [flow_run_id]
+        complete = False
 
-        def ask() -> State | None:
+        def ask() -> Mapping[UUID, State]:
+            nonlocal complete
             # Whatever goes wrong between here and the server: a run does not end for that.
             with contextlib.suppress(Exception):
-                return client.read_flow_run(flow_run_id).state
-            return None
+                while not complete:
+                    above = _parent(client, flow_runs[-1])
+                    complete = above is None
+                    if above is not None:
+                        flow_runs.append(above)
+                wanted = FlowRunFilter(id=FlowRunFilterId(any_=flow_runs))
+                found = client.read_flow_runs(flow_run_filter=wanted)
+                return {run.id: run.state for run in found if run.state is not None}
+            return {}
 
         with (
             temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
@@ -225,3 +239,22 @@ def _cancelled(error: BaseException) -> State[None]:
 
 def _is_cancelled(state: State) -> bool:
     return state.is_cancelling() or state.is_cancelled()
+
+
+def _stopped(state: State) -> str | None:
+    """Return in words how a flow run was stopped; None where it was not."""
+    if _is_cancelled(state):
+        return "was cancelled"
+    if state.is_crashed():
+        return "crashed"
+    # Nobody is left to wait for the step, unlike in a flow that failed by itself.
+    return "timed out" if state.name == "TimedOut" else None
+
+
+def _parent(client: SyncPrefectClient, flow_run_id: UUID) -> UUID | None:
+    """Return the flow run of which this one is a subflow; None where it is none, or that is gone."""
+    try:
+        task_run_id = client.read_flow_run(flow_run_id).parent_task_run_id
+        return client.read_task_run(task_run_id).flow_run_id if task_run_id is not None else None
+    except ObjectNotFound:
+        return None

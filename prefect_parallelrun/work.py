@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
@@ -84,8 +86,9 @@ class Work:
             return None
         record = RunRecord.read(found)
         if record.completed:
-            # Had it not expired, Prefect's cache would have answered.
-            expired = task.cache_expiration is not None
+            # The record was last written when the run ended, as Prefect's was.
+            age = timedelta(seconds=time.time() - found.record.stat().st_mtime)
+            expired = task.cache_expiration is not None and age >= task.cache_expiration
             lost = record.append_row_file_name is None and not reuse.is_intact(found.root)
             if expired or lost:
                 return None

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 from prefect_parallelrun.driver.bundle import sample
 from prefect_parallelrun.driver.schedule import Schedule
@@ -65,9 +64,10 @@ class Accounts:
         """
         failure.write_error_summary(self.paths, summary)
         if self._plan is not None:
-            kind: Literal["file", "tabular"] = "tabular" if self._plan.kind == "tabular" else "file"
             with Journal(self.paths.journal) as journal:
-                failed_items.write_failed_items(self.paths, journal, self._items_of, kind=kind)
+                failed_items.write_failed_items(
+                    self.paths, journal, self._items_of, kind=self._plan.kind
+                )
         job_result.write_job_result(
             self.paths,
             summary,

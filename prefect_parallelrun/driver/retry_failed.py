@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prefect_parallelrun import reuse
-from prefect_parallelrun.driver.run import Log, run_step
+from prefect_parallelrun.driver.run import AGAIN, Log, run_step
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.journal import Journal
@@ -25,12 +25,15 @@ def retry_failed(
     these has changed, the rows belong to no fingerprint any more, and no step takes the run for its own.
 
     Raises:
-        OutputError: the run has not ended, nothing in it failed, or its inputs are others now.
+        OutputError: the step itself goes on with the run, nothing in it failed, its inputs are
+            others now, or not all of what its script wrote is there.
+        ConfigError, EntryScriptError: the step cannot work as it is now; the run is as it was.
         ParallelRunError: it failed again; what has succeeded meanwhile is kept.
     """
     record = RunRecord.read(paths)
     _refuse_what_a_step_goes_on_with(paths, record)
     definition = kept_definition(paths)
+    definition.validate()
     listings = definition.list_inputs()
     if reuse.grouping(definition, listings) != record.grouping:
         raise OutputError(
@@ -39,17 +42,20 @@ def retry_failed(
         )
     source = snapshot.digest(definition.config, leave_out=definition.left_out)
     fingerprint = reuse.step_fingerprint(definition, source_sha256=source.sha256, listings=listings)
+    unchanged = fingerprint == record.fingerprint
     return run_step(
         definition,
         run_folder=paths.root,
         run_id=record.run_id,
-        fingerprint=fingerprint if fingerprint == record.fingerprint else "",
+        fingerprint=fingerprint if unchanged else "",
         source_sha256=source.sha256,
         log=log,
         listings=listings,
         on_progress=on_progress,
         retry_missing=True,
-        again=f"run `parallelrun retry-failed {record.run_id}` again to go on",
+        again=(
+            AGAIN if unchanged else f"run `parallelrun retry-failed {record.run_id}` again to go on"
+        ),
     )
 
 
@@ -60,9 +66,9 @@ def _refuse_what_a_step_goes_on_with(paths: RunPaths, record: RunRecord) -> None
     counts = summary.mini_batches
     settled = counts.succeeded + counts.failed == counts.total
     # No step has the fingerprint of a retry that did not complete, so that is ours to go on with.
-    if record.fingerprint and not (record.ended and settled):
+    if record.fingerprint and not settled:
         raise OutputError(
-            f"run {record.run_id} has not ended with every mini-batch tried (its state is "
+            f"run {record.run_id} has not tried every mini-batch (its state is "
             f"{record.state}; {counts.succeeded + counts.failed:,} of {counts.total:,} are settled): "
             "run the step again, and it goes on"
         )

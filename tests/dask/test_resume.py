@@ -17,6 +17,7 @@ from prefect_parallelrun.config import ParallelRunConfig
 from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import run as driver
+from prefect_parallelrun.driver.reopening import NotResumable
 from prefect_parallelrun.driver.retry_failed import retry_failed
 from prefect_parallelrun.errors import (
     ErrorThresholdExceeded,
@@ -310,9 +311,9 @@ def test_another_plan_is_another_run(step, numbers):
     before = step.paths.record.read_text(), step.paths.job_result.read_text()
     (numbers / "99.txt").unlink()
 
-    with pytest.raises(driver.NotResumable, match="allow_reuse=False"):
+    with pytest.raises(NotResumable, match="allow_reuse=False"):
         step.run()
-    with pytest.raises(driver.NotResumable, match="50 mini-batches, and the step has 99"):
+    with pytest.raises(NotResumable, match="50 mini-batches, and the step has 99"):
         step.run(mini_batch_size=1)
 
     assert (step.paths.record.read_text(), step.paths.job_result.read_text()) == before
@@ -329,9 +330,13 @@ def test_a_source_that_changed_while_the_run_began(step):
     }
     driver.run_step(step.definition(), **settings)
     assert step.record.fingerprint == ""
+    before = step.paths.source.read_bytes()
+    step.write_script(then="time.sleep(0)")
 
-    with pytest.raises(driver.NotResumable, match="source changed"):
+    with pytest.raises(NotResumable, match="source changed"):
         driver.run_step(step.definition(), **settings)
+    assert step.paths.source.read_bytes() == before
+    assert not step.paths.source.with_suffix(".tmp").exists()
 
 
 def test_a_second_driver_is_refused(step):

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterName,
+    TaskRunFilter,
+    TaskRunFilterName,
+)
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
 from prefect_parallelrun import FileDataset, ParallelRunConfig, ParallelRunStep
@@ -103,8 +108,8 @@ def run(mini_batch):
 """
 
 PROGRAM = """
-import asyncio, sys
-from prefect import flow, task
+import asyncio, os, sys, time
+from prefect import flow
 from prefect_dask import DaskTaskRunner
 from prefect_parallelrun import FileDataset, ParallelRunConfig, ParallelRunStep
 
@@ -128,17 +133,36 @@ def thread():
 def dask():
     return step.submit().result()
 
+@flow(flow_run_name=name + "-sub")
+def sub():
+    return step.submit().result()
+
+@flow(flow_run_name=name)
+def subflow():
+    return sub()
+
+@flow(flow_run_name=name)
+def timeout():
+    future = step.submit()
+    while not os.path.exists(output + "-late"):
+        time.sleep(0.05)
+    raise TimeoutError("as with timeout_seconds")
+
 @flow(flow_run_name=name)
 async def async_main():
     return step()
 
+@flow(flow_run_name=name)
+async def async_submit():
+    return await asyncio.to_thread(step.submit().result)
+
 if __name__ == "__main__":
     if mode == "plain":
         step()
-    elif mode == "async":
-        asyncio.run(async_main())
+    elif mode.startswith("async"):
+        asyncio.run(globals()[mode]())
     else:
-        {"main": main, "thread": thread, "dask": dask}[mode]()
+        globals()[mode]()
 """
 
 
@@ -227,6 +251,10 @@ class Flow:
         assert (self.folder / "out" / "parallel_run_step.txt").read_text() == "a\nb\nc\nd\ne\nf\n"
         return self.record
 
+    def run_out_of_time(self):
+        """Let the flow end as one does that took longer than its timeout_seconds."""
+        (self.folder / "out-late").touch()
+
     def flow_run(self):
         with get_client(sync_client=True) as client:
             wanted = FlowRunFilter(name=FlowRunFilterName(any_=[self.name]))
@@ -235,12 +263,14 @@ class Flow:
 
     def task_state(self):
         """The final state of the step's task run, as Prefect has it."""
-        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[self.name]))
+        flows = FlowRunFilter(name=FlowRunFilterName(any_=[self.name, f"{self.name}-sub"]))
+        tasks = TaskRunFilter(name=TaskRunFilterName(any_=["score-files"]))
         states = []
 
         def ended():
             with get_client(sync_client=True) as client:
-                states[:] = [run.state for run in client.read_task_runs(flow_run_filter=wanted)]
+                runs = client.read_task_runs(flow_run_filter=flows, task_run_filter=tasks)
+            states[:] = [run.state for run in runs]
             return states and states[0].is_final()
 
         wait_until(ended, 15, lambda: f"{states}\n{self.said()}")

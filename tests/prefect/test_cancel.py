@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -17,7 +18,6 @@ GONE_S = 5.0
 """So soon after a signal nothing of a run may be left, on any node."""
 EXITS = {signal.SIGTERM: {143, -15}, signal.SIGINT: {1, 130, -2}}
 
-
 QUICK = ("thread", signal.SIGTERM)
 """The others take as long, and are left to CI."""
 CASES = [
@@ -27,8 +27,10 @@ CASES = [
         id=f"{mode}-{number.name}",
         marks=[] if (mode, number) == QUICK else [pytest.mark.slow],
     )
-    for mode in ("plain", "main", "thread", "dask", "async")
-    for number in EXITS
+    for mode, number in (
+        *itertools.product(("plain", "main", "thread", "dask", "async_main"), EXITS),
+        ("async_submit", signal.SIGINT),
+    )
 ]
 
 
@@ -55,11 +57,22 @@ def test_a_signal_stops_everything(started, mode, number):
     assert re.search(r"resumed: [12] mini-batches are done", flow.paths.driver_log.read_text())
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("mode", ["main", "thread", "dask", "async"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "subflow",
+        *(
+            pytest.param(m, marks=pytest.mark.slow)
+            for m in ("main", "thread", "dask", "async_main")
+        ),
+    ],
+)
 def test_a_flow_that_is_cancelled(started, mode):
-    """A plain `python flow.py` that is cancelled in the UI stops its step, whose task run is Cancelled."""
+    """A plain `python flow.py` that is cancelled in the UI stops its step, whose task run is Cancelled.
+
+    That is so, too, for a step of a subflow of it.
+    """
     flow = started(mode)
 
     with get_client(sync_client=True) as client:
@@ -75,6 +88,23 @@ def test_a_flow_that_is_cancelled(started, mode):
     # Prefect would take the state of a cancelled task for its result, had we not told it otherwise.
     assert flow.run_again().state == "Completed"
     assert re.search(r"resumed: [12] mini-batches are done", flow.paths.driver_log.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_flow_that_runs_out_of_time(started):
+    """A flow that timed out waits for no step that it submitted: that is interrupted, and kept."""
+    flow = started("timeout")
+
+    flow.run_out_of_time()
+    sent = time.monotonic()
+    flow.gone(sent)
+    flow.process.wait(30)
+
+    assert flow.gone_s < GONE_S, flow.said()
+    assert flow.flow_run().state.name == "TimedOut"
+    assert flow.task_state().is_crashed()
+    assert flow.record.state == "Cancelled"
 
 
 def test_a_second_sigterm_changes_nothing():

@@ -188,8 +188,8 @@ def test_tolerated_failures_run_again(files, again):
     )
     settings = {"config": {"error_threshold": -1, "run_max_try": 1}}
 
-    assert again(**settings) == NEW
-    assert again(**settings) == NEW
+    assert again(**settings) == (False, "Completed with 1 failed item")
+    assert again(**settings) == (False, "Completed with 1 failed item")
     (run,) = files.runs()
     with Journal(RunPaths(run).journal) as journal:
         assert journal.totals().attempts == 3
@@ -214,3 +214,46 @@ def test_a_failed_run_is_not_stored(files, again):
     assert again(**settings) == NEW
     assert again(**settings) == REUSED
     assert len(files.runs()) == 1
+
+
+PARTLY = (
+    "def run(mini_batch):\n"
+    "    if mini_batch[0].endswith('c.txt'):\n"
+    "        raise ValueError('bad file')\n"
+    "    return mini_batch\n"
+)
+
+
+def test_the_state_of_the_task_run_names_tolerated_failures(files):
+    """R208: Prefect shows `Completed with 1 failed item`; the result is there, however it is asked for."""
+    files.script.write_text(PARTLY)
+    config = {"error_threshold": -1, "run_max_try": 1, "mini_batch_size": 1}
+
+    @flow
+    def score():
+        state = files.step(config=config)(return_state=True)
+        submitted = files.step(config=config, name="another").submit()
+        submitted.wait()
+        direct = files.step(config=config, name="third")()
+        return state.name, state.result(), submitted.state.name, submitted.result(), direct
+
+    name, result, submitted_name, submitted, direct = score()
+
+    assert name == submitted_name == "Completed with 1 failed item"
+    assert [one.items.failed for one in (result, submitted, direct)] == [1, 1, 1]
+    assert not any(one.reused for one in (result, submitted, direct))
+
+
+def test_before_a_result_expires_its_failed_items_alone_run_again(files):
+    """R201: a run with failed items is gone on with although its result is to expire one day."""
+    files.script.write_text(PARTLY)
+    step = files.step(
+        config={"error_threshold": -1, "run_max_try": 1, "mini_batch_size": 1},
+        task_options={"cache_expiration": timedelta(days=1)},
+    )
+    first = step()
+    again = step()
+
+    assert (first.run_id, first.items.failed) == (again.run_id, again.items.failed)
+    assert again.mini_batches.reused == first.mini_batches.succeeded
+    assert again.attempts == first.attempts + 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -224,6 +225,22 @@ def test_a_file_system_without_locks(paths, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", _no_locks)
 
     with pytest.raises(OutputError, match=r"cannot be locked.*RUN_ROOT"), RunLock(paths):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "Free some space"), (errno.EROFS, "Make the folder writable")],
+)
+def test_a_lock_that_cannot_be_written(paths, monkeypatch, number, remedy):
+    """A full or read-only disk is named as such, with what to do about it (R206)."""
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.os, "pwrite", refused)
+
+    with pytest.raises(OutputError, match=f"{remedy} and run the step again"), RunLock(paths):
         pass
 
 

@@ -159,6 +159,12 @@ def test_failed_rows_are_no_dataset_of_files(tmp_path):
         failures(tmp_path, {"kind": "tabular", "item": None}).failed_items()
 
 
+def test_failed_mini_batches_without_input_are_no_dataset_of_files(tmp_path):
+    """R105: with --rank_mini_batch_count the items are mini-batches; the error says so."""
+    with pytest.raises(DatasetError, match=r"mini-batches without input.*failed_items\.jsonl"):
+        failures(tmp_path, {"kind": "rank", "item": "rank 3"}).failed_items()
+
+
 def test_failed_items_of_a_run_folder_that_is_gone(tmp_path):
     """A run folder that was cleaned away is a DatasetError that names the file."""
     with pytest.raises(DatasetError, match=r"failed_items\.jsonl.*is gone"):

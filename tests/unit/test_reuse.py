@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,19 @@ def test_manifest_of_a_folder(outputs, damage):
     assert not reuse.is_intact(run)
 
 
+def test_lost_files(outputs):
+    """What was noted and is not there as it was is lost; what came later is nobody's (R201)."""
+    run, output = outputs
+    assert reuse.lost_files(run) is None
+    reuse.write_manifest(run, output, None)
+    (output / "new.txt").write_text("")
+    assert reuse.lost_files(run) == []
+
+    (output / "rows.txt").write_text("other and longer")
+    shutil.rmtree(output / "deep")
+    assert sorted(reuse.lost_files(run)) == ["deep/more.txt", "rows.txt"]
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"output": "x"}', '{"output": 1, "files": 2}'])
 def test_a_manifest_that_cannot_be_read(outputs, content):
     """An output of which nothing certain is known is not intact."""
@@ -189,6 +203,7 @@ def test_a_manifest_that_cannot_be_read(outputs, content):
     (run / "output_manifest.json").write_text(content)
 
     assert not reuse.is_intact(run)
+    assert reuse.lost_files(run) is None
 
 
 def test_grouping(files):
