@@ -39,8 +39,9 @@ JOIN_LIMIT_S = 120.0
 JOIN_S = 15.0
 """How long a node that is still joining may hold up the end of a run."""
 MAX_LOSSES = 3
-"""A Dask worker on which so many idle nodes in a row were lost is not tried again. A node that had work
-may be lost for what it had, and the mini-batches keep count of that (`policy.MAX_LOST`)."""
+"""A Dask worker on which so many nodes in a row were lost without a result is not tried again. Where it
+was the only one, and had work, that may have been the cause: then the mini-batches alone keep count of it
+(`policy.MAX_LOST`), so that the others still run."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -236,7 +237,7 @@ class Nodes:
         )
         if for_good:
             self._losses[node.address] = MAX_LOSSES
-        elif not innocent and not node.bundles:
+        elif not innocent and (self._nodes or not node.bundles):
             self._losses[node.address] += 1
         if node.bundles and not self._target.is_lost:
             self.spawn(self._client.cancel(list(node.bundles.values()), asynchronous=True))

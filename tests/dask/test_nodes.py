@@ -164,7 +164,7 @@ def test_workers_gone_for_good_end_the_run_and_what_is_done_is_kept(run, numbers
     assert "--first_task_creation_timeout 1" in str(caught.value)
     # What had ended in the same bundle as number 50 was not told yet.
     (kept,) = re.findall(r"(\d+) of 100 mini-batches are done and kept", str(caught.value))
-    assert 40 <= int(kept) <= 50
+    assert 25 <= int(kept) <= 50
 
     before = len(told(tmp_path))
     result = run(RECORD, numbers, **settings)
@@ -511,11 +511,24 @@ class Wire:
             end.close()
 
 
+@pytest.mark.parametrize("greeted", [True, False])
 def test_a_connection_to_the_scheduler_that_breaks_comes_back(
-    run, numbers, two_workers, tmp_path, log
+    run, numbers, two_workers, tmp_path, log, monkeypatch, greeted
 ):
-    """R86, R200: the nodes end, join again, and the output is as if nothing had been."""
+    """R86, R200: the nodes end, join again, and the output is as if nothing had been.
+
+    Also if Dask first finds other news in the scheduler's greeting (a race), which it asserts away.
+    """
     wire = Wire(two_workers)
+    connect, connected = distributed.Client._ensure_connected, []
+
+    async def stumble(client, timeout=None):
+        connected.append(client)
+        if len(connected) == 2 and not greeted:
+            raise AssertionError
+        await connect(client, timeout=timeout)
+
+    monkeypatch.setattr(distributed.Client, "_ensure_connected", stumble)
     hold(tmp_path)
 
     def cut_it():
