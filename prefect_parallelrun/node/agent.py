@@ -38,7 +38,7 @@ STALE = b""
 
 BEAT_S = 2.0
 """How often a node says that it is there."""
-LEASE_S = 30.0
+LEASE_S = 8.0
 """A node whose lease has not come by then was admitted for a driver that died meanwhile."""
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
