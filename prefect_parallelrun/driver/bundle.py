@@ -29,6 +29,8 @@ class Pending:
     """Nodes that were lost while it was in flight there, whether it ran or not."""
     alone: bool = False
     """Whether it is to run with no other bundle on its node (R211)."""
+    spared: bool = False
+    """Whether a death by a signal was forgiven it: only once."""
     avoid: list[tuple[str, str]] = field(default_factory=list)
     """(node, process) of earlier attempts."""
 

@@ -192,7 +192,7 @@ class Tracker:
         if member.items is None and told >= 0:
             member.items = told
         memory = result["error"]["category"] == "memory"
-        used_up = member.attempt >= self._limits.max_attempts
+        used_up = member.attempt >= self._limits.max_attempts and not self._spared(member, result)
         splits = (used_up or memory) and self._may_split(member)
         if used_up and not splits:
             return self._failed_for_good(member, node, result)
@@ -207,6 +207,18 @@ class Tracker:
             self._dispatch.put(member)
         return Settled(record)
 
+    def _spared(self, member: Pending, result: dict[str, Any]) -> bool:
+        """Whether an item gets one attempt more: it stands alone, and a signal ended its only one.
+
+        That signal may have come from outside, and then the item is innocent (R207). What was not yet
+        cut to single items needs no such mercy, since its parts are tried.
+        """
+        alone = member.part is not None and member.items == 1
+        if not alone or member.spared or result["error"]["category"] != "signal":
+            return False
+        member.spared = True
+        return True
+
     def _may_split(self, member: Pending) -> bool:
         """Whether its items can be tried apart; not where rows of all together hold."""
         if not self._limits.isolate or self._held(member) is not None:
@@ -214,7 +226,10 @@ class Tracker:
         return member.items is not None and member.items > 1
 
     def _split(self, member: Pending) -> None:
-        """Queue the parts of what failed: each gets the attempts that were left, at least one (R203)."""
+        """Queue the parts of what failed: each gets the attempts that were left, at least one (R203).
+
+        An item that stands alone may get one more; see `_spared`.
+        """
         assert member.items is not None
         split = member.split or splitting.Split(open=1)
         split.open -= 1

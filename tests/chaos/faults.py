@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.chaos import processes
 from tests.chaos.cluster import ChaosCluster
-from tests.chaos.trace import Execution, Trace
+from tests.chaos.trace import Execution, Item, Trace
 
 WORK_S = 1.0
 """Finished work of so many seconds may be repeated after a node or the driver was lost (R201)."""
@@ -86,6 +86,8 @@ class Injector:
         self._began = time.monotonic()
         self._spent: list[int] = []
         """Process ids of supervisors and Dask workers that were hit."""
+        self._killed_alone: set[Item] = set()
+        """Items that a worker process had alone when it was killed."""
         self._order: tuple[Path, float] | None = None
         """What was ordered and not followed yet, and when that was."""
         self.stopped: list[Fault] = []
@@ -99,11 +101,14 @@ class Injector:
         victims = [e for e in self._living() if e.ended is None]
         if kind in ORDERS:
             return self._have_followed(kind, victims)
+        # An item that stands alone is forgiven one death, not two.
+        victims = [e for e in victims if len(e.items) > 1 or e.items[0] not in self._killed_alone]
         if not victims:
             return None
-        victim = self._rng.choice(victims).pid
-        sent = processes.send(victim, signal.SIGKILL, self._cluster.mark)
-        return _now(kind, victim) if sent else None
+        victim = self._rng.choice(victims)
+        self._killed_alone.update(victim.items[:1] if len(victim.items) == 1 else ())
+        sent = processes.send(victim.pid, signal.SIGKILL, self._cluster.mark)
+        return _now(kind, victim.pid) if sent else None
 
     def release(self, *, at_last: bool = False) -> None:
         """Let Dask workers go on whose time has come, or (`at_last`) that were to stay away."""

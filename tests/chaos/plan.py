@@ -44,11 +44,16 @@ class Shape:
     items_per_mini_batch: int
 
     @property
+    def isolates(self) -> bool:
+        """Whether a mini-batch that fails is split until the bad items stand alone."""
+        return self.bad > 0 and self.items_per_mini_batch > 1
+
+    @property
     def config(self) -> dict[str, Any]:
         """Return what is set for it."""
         return {
             "mini_batch_size": self.mini_batch_size,
-            "isolate_failures": self.bad > 0 and self.items_per_mini_batch > 1,
+            "isolate_failures": self.isolates,
             # Without bad items nothing may fail, which is the default.
             **({"error_threshold": self.bad} if self.bad else {}),
         }

@@ -219,6 +219,7 @@ class Round:
                 f"--orders={folder / 'orders'}",
                 f"--least_s={LEAST_S}",
                 f"--most_s={MOST_S}",
+                *(["--isolates"] if self._plan.shape.isolates else []),
             ],
             run_folder=None if self._plan.in_flow else self._run_folder,
             output=str(folder / "output"),

@@ -260,6 +260,27 @@ def test_what_dies_of_memory_is_halved_at_once():
     assert tracker.done
 
 
+@pytest.mark.parametrize(("again", "failed"), [(good(0, 1), 0), (bad(0, 1, "signal"), 1)])
+def test_an_item_alone_that_a_signal_ended_gets_one_attempt_more(again, failed):
+    """R203, R207: the signal may have come from outside; a second one did not come by chance."""
+    tracker = Tracker([files(0, 1), files(1, 2)], limits(max_attempts=1))
+    tracker.node_joined("node000", 1)
+    first, second = tracker.next_bundles()
+    tracker.bundle_ended(first.number, [good(0, 1)])
+    tracker.bundle_ended(second.number, [bad(0, 2, "signal")])  # both halves are tried: no mercy
+    left, right = tracker.next_bundles()
+    tracker.bundle_ended(right.number, [bad(0, 1, "exit")])  # its own doing
+
+    [killed] = tracker.bundle_ended(left.number, [bad(0, 1, "signal")])
+    [retry] = tracker.next_bundles()
+    [last] = tracker.bundle_ended(retry.number, [again])
+
+    assert not killed.record.final
+    assert (last.record.part, last.record.attempt, last.record.final) == ((0, 1), 3, True)
+    assert tracker.done
+    assert tracker.items_failed == 1 + failed
+
+
 def test_what_is_left_of_a_resumed_mini_batch_runs_in_its_parts():
     """R201, R203: not what has succeeded; each part with all attempts, and halved after them."""
     parts = {1: ((0, 2), (3, 4))}

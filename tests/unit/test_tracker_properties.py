@@ -15,8 +15,13 @@ from prefect_parallelrun.driver import policy
 from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.models import Earlier, MiniBatch, Outcome
 
-CATEGORIES = ("exception", "timeout", "memory", "exit", "load")
-OUTCOMES = {"timeout": "timed_out", "memory": "process_died", "exit": "process_died"}
+CATEGORIES = ("exception", "timeout", "memory", "exit", "signal", "load")
+OUTCOMES = {
+    "timeout": "timed_out",
+    "memory": "process_died",
+    "exit": "process_died",
+    "signal": "process_died",
+}
 
 
 class Kind:
@@ -251,8 +256,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.kind = True
         if not self.nodes:
             self.a_node_joins(1)
-        # Each part is tried as often as a whole, at most; a mini-batch has twice as many as items.
-        for _ in range(sum(2 * k.size for k in self.world) * (self.max_attempts + 1) + 20):
+        # Each part is tried as often as a whole, and once more if a signal ended it, at most; a
+        # mini-batch has twice as many as items.
+        for _ in range(sum(2 * k.size for k in self.world) * (self.max_attempts + 2) + 20):
             self.work_goes_out()
             self.what_runs_alone_has_its_node_for_itself()
             if self.tracker.done:
@@ -332,13 +338,19 @@ class AnyOrder(RuleBasedStateMachine):
             self.memory.add(unit)
 
     def check_attempts(self, record, unit):
-        """R38: never more than allowed; R203: a part that was cut off once at least, else what was left."""
+        """R38: never more than allowed; R203: a part that was cut off once at least, else what was left.
+
+        R207: an item alone once more if a signal ended one of its attempts.
+        """
         tries = [one for one in self.tries[unit] if one.outcome != Outcome.NODE_LOST]
-        assert len(tries) <= self.max_attempts
-        if unit[1] is None or unit[1] in self.parts.get(unit[0], ()):
-            assert record.attempt <= self.max_attempts
+        cut_off = unit[1] is not None and unit[1] not in self.parts.get(unit[0], ())
+        killed = any(one.error and one.error.category == "signal" for one in tries)
+        spared = killed and unit[1] is not None and len(self.items_of(unit)) == 1
+        assert len(tries) <= self.max_attempts + spared
+        if not cut_off:
+            assert record.attempt <= self.max_attempts + spared
         elif record.attempt > self.max_attempts:
-            assert len(tries) <= 1
+            assert len(tries) <= 1 + spared
         assert len({one.attempt for one in tries}) == len(tries)
 
     def close(self, record, unit):
