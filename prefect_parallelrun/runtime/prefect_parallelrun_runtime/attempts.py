@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import Error, Result, Settings, Task
 
 
-_BUNDLE_LIMIT_S = 1.0
+_BUNDLE_LIMIT_S = 0.7
 """A bundle that has lasted longer ends early: its results reach the driver only with its end, and what
-is left of it may suit others. Twice the half second that bundles aim at."""
+is left of it may suit others. Bundles aim at half a second. With the time that the journal waits before
+it commits this makes less than the second of finished work that a kill may cost (R201)."""
 
 
 class Failed(Exception):
