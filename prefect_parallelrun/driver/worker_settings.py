@@ -50,6 +50,7 @@ def worker_settings(
         load_timeout_s=definition.options.task_overhead_timeout,
         init_timeout_s=policy.INIT_TIMEOUTS * config.run_invocation_timeout + policy.INIT_GRACE_S,
         shutdown_timeout_s=SHUTDOWN_TIMEOUT_S,
+        bundle_limit_s=policy.BUNDLE_LIMIT_S,
         kill_grace_s=KILL_GRACE_S,
         init_failures_allowed=0,
         output_action=config.output_action,

@@ -25,8 +25,8 @@ from prefect_parallelrun.output.trouble import KEPT, damaged_partial, explain, e
 from prefect_parallelrun.paths import RunPaths
 
 COMMIT_EVERY_S = 0.2
-"""The journal is committed no later than this after an attempt was added; see `_BUNDLE_LIMIT_S` of the
-worker process: together they stay below a second (R201)."""
+"""The journal is committed no later than this after an attempt was added; with `policy.BUNDLE_LIMIT_S`
+this stays below a second (R201)."""
 QUEUE_BYTES = 32 << 20
 """More than this is not taken in while the disk is slower than the run; `add` then waits."""
 STALL_S = 600.0

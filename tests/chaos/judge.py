@@ -88,8 +88,8 @@ class Explanations:
             return True
         if fault.kind == Kind.CHILD_KILL:
             return fault.at - execution.ended <= SENDING_S
-        # Results travel by the bundle, and wait in the driver for the next commit: together a second of
-        # work each. While the process is at one that takes long, or hangs, they wait with it.
+        # Results travel by the bundle, and wait in the driver for the next commit: together a second
+        # of work. While the process is at one that takes long, or hangs, they wait with it.
         since = [
             e for e in self._of_process[execution.token] if execution.began <= e.began <= fault.at
         ]

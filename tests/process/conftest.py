@@ -94,6 +94,7 @@ class Node:
             "load_timeout_s": 30.0,
             "init_timeout_s": 30.0,
             "shutdown_timeout_s": 10.0,
+            "bundle_limit_s": 30.0,
             "kill_grace_s": 0.3,
             "init_failures_allowed": 3,
             "output_action": "append_row",

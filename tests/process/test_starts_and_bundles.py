@@ -198,7 +198,7 @@ def test_a_shutdown_that_fails_is_told(node, text, type_, word, works_before):
 
 
 def test_a_bundle_that_lasts_too_long_ends_early(node):
-    """After a second a bundle ends with what is finished, so that it is told soon; the process goes on."""
+    """Past its limit a bundle ends with what is finished, so that it is told soon (R201); the process goes on."""
     node.script("""
         import os, time
         def run(mini_batch):
@@ -206,7 +206,7 @@ def test_a_bundle_that_lasts_too_long_ends_early(node):
                 time.sleep(1.1)
             return [os.getpid()]
     """)
-    node.start()
+    node.start(bundle_limit_s=1.0)
     node.event("process_ready")
     long, after = node.ranks(4), node.ranks(3, index=4)
 

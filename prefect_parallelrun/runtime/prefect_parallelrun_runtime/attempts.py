@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import Error, Result, Settings, Task
 
 
-_BUNDLE_LIMIT_S = 0.7
-"""A bundle that has lasted longer ends early: its results reach the driver only with its end, and what
-is left of it may suit others. Bundles aim at half a second. With the time that the journal waits before
-it commits this makes less than the second of finished work that a kill may cost (R201)."""
-
-
 class Failed(Exception):
     """An attempt failed; the record says why."""
 
@@ -105,7 +99,7 @@ class Attempts:
             self._outbox.send(self._bundle_end(work, finished))
             raise end
         is_last = finished == len(work.tasks)
-        if is_last or "error" in header or now - bundle_began > _BUNDLE_LIMIT_S:
+        if is_last or "error" in header or now - bundle_began > self._settings["bundle_limit_s"]:
             self._outbox.send(before, data, self._bundle_end(work, finished))
             return True
         self._outbox.send(before, data)

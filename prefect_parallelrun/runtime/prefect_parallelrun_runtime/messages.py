@@ -65,6 +65,8 @@ class Settings(TypedDict):
     init_timeout_s: float
     """Per process: import and `init()`."""
     shutdown_timeout_s: float
+    bundle_limit_s: float
+    """A bundle that has lasted longer ends early, with the mini-batch that is under way."""
     kill_grace_s: float
     """Between SIGTERM and SIGKILL."""
     init_failures_allowed: int
