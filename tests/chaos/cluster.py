@@ -18,7 +18,9 @@ from typing import Any
 CLUSTER_MARK = "PARALLELRUN_CHAOS_CLUSTER"
 """In the environment of the cluster's processes, and so of the supervisors that they start."""
 START_S = 60.0
-ANSWER_S = 30.0
+ANSWER_S = 60.0
+"""More than the 30 s for which Dask tries to reach a Dask worker that has just been killed."""
+WHOLE_S = 120.0
 
 
 class ChaosCluster:
@@ -62,7 +64,7 @@ class ChaosCluster:
         answer: dict[str, dict[str, Any]] = self._answer(ANSWER_S)["workers"]
         return answer
 
-    def wait_whole(self, limit_s: float = 30.0) -> None:
+    def wait_whole(self, limit_s: float = WHOLE_S) -> None:
         """Wait until all Dask workers are there and answer."""
         deadline = time.monotonic() + limit_s
         while len(self.state()) < self.workers:
