@@ -20,6 +20,9 @@ SENDING_S = 0.25
 """A process that is hit so soon after `run()` returned may not have sent its rows yet."""
 FOLLOW_S = 0.5
 """A worker process that does not follow an order by then is given up."""
+SETTLED_S = 3.0
+"""A nanny of Dask that is not done with starting its worker does not notice when that is killed, and
+never starts another (`Nanny._on_worker_exit` of distributed 2026.8 looks at its own state)."""
 SUPERVISOR = "prefect_parallelrun_runtime.supervisor"
 
 
@@ -155,6 +158,8 @@ class Injector:
         for supervisor, worker in nodes:
             # A Dask worker on which three nodes were lost is not tried again: that is no bug.
             if worker in stopped or self._spent.count(worker) >= 2 or supervisor in self._spent:
+                continue
+            if processes.age_s(worker) < SETTLED_S:
                 continue
             if processes.state(worker) is None or SUPERVISOR not in processes.command(supervisor):
                 continue
