@@ -32,8 +32,8 @@ BUNDLE_S = 0.5
 """What one Dask task should last: long enough that its 1.4 ms (measured, 2 cores) do not show."""
 BUNDLE_LIMIT_S = 0.7
 """A bundle that has lasted longer ends early: its results reach the driver only with its end, and what
-is left of it may suit others. With the wait for the journal's commit (`writer.COMMIT_EVERY_S`) this is
-less than the second of finished work that a kill may cost (R201)."""
+is left of it may suit others. With the wait for the journal's commit (`writer.COMMIT_EVERY_S`) a kill
+costs each process less than a second of finished work (R201), and the mini-batch that ended last."""
 BUNDLE_MOST = 2048
 """Mini-batches in one bundle, at most."""
 BUNDLE_ITEMS = 5_000

@@ -208,13 +208,16 @@ class Tracker:
         return Settled(record)
 
     def _spared(self, member: Pending, result: dict[str, Any]) -> bool:
-        """Whether an item gets one attempt more: it stands alone, and a signal ended its only one.
+        """Whether an item gets one attempt more: it was cut off alone, and a signal ended its only one.
 
         That signal may have come from outside, and then the item is innocent (R207). What was not yet
-        cut to single items needs no such mercy, since its parts are tried.
+        cut to single items needs no such mercy, since its parts are tried; nor does what had more than
+        one attempt, and as long as nothing has succeeded it would only put off the end (R209).
         """
-        alone = member.part is not None and member.items == 1
-        if not alone or member.spared or result["error"]["category"] != "signal":
+        once = member.attempt > self._limits.max_attempts and member.items == 1
+        if not once or member.spared or not self._promising:
+            return False
+        if result["error"]["category"] != "signal":
             return False
         member.spared = True
         return True

@@ -1,7 +1,7 @@
 """Rows and attempts to disk by one thread of its own, so that the driver never waits for a disk.
 
 What is on disk is always right: rows are synced to the partial file before the journal says that
-they are there (R200). What a crash takes is at most the last half second.
+they are there (R200). What a crash takes is at most what came in the last COMMIT_EVERY_S.
 """
 
 from __future__ import annotations

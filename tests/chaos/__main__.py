@@ -71,12 +71,7 @@ def play(plans: Iterable[Plan], folder: Path, *, keep: bool) -> Iterator[Outcome
         for plan in plans:
             if cluster is None:
                 cluster = ChaosCluster(folder / f"cluster-{plan.seed}")
-            try:
-                cluster.wait_whole()
-            except TimeoutError as error:  # a nanny has lost its worker for good: Dask's, not ours
-                print(f"{error}: a new cluster", flush=True)
-                cluster.close()
-                cluster = ChaosCluster(folder / f"cluster-{plan.seed}")
+            cluster.wait_whole()
             round_folder = folder / plan.name
             outcome = Round(plan, cluster, round_folder, server).run()
             yield outcome

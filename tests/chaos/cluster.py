@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import processes
+
 CLUSTER_MARK = "PARALLELRUN_CHAOS_CLUSTER"
 """In the environment of the cluster's processes, and so of the supervisors that they start."""
 START_S = 60.0
@@ -80,7 +82,8 @@ class ChaosCluster:
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # the nannies' workers end when their parent is gone
+            # All of it: a Dask worker that is stopped would keep our pipe open.
+            processes.kill_all(processes.marked(self.mark))
             self._process.wait()
         self._process.stdout.close()
 
@@ -102,9 +105,13 @@ class ChaosCluster:
 
 def main() -> None:
     """Hold a cluster; see the module."""
+    import dask
     import distributed
 
+    # A LocalCluster gives up a Dask worker that is not there 15 s after it was lost, even if it was back
+    # and is just being restarted from another kill.
     with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 h"}),
         distributed.LocalCluster(
             n_workers=int(sys.argv[1]),
             threads_per_worker=2,

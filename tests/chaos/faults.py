@@ -20,9 +20,6 @@ SENDING_S = 0.25
 """A process that is hit so soon after `run()` returned may not have sent its rows yet."""
 FOLLOW_S = 0.5
 """A worker process that does not follow an order by then is given up."""
-SETTLED_S = 3.0
-"""A nanny of Dask that is not done with starting its worker does not notice when that is killed, and
-never starts another (`Nanny._on_worker_exit` of distributed 2026.8 looks at its own state)."""
 SUPERVISOR = "prefect_parallelrun_runtime.supervisor"
 
 
@@ -79,13 +76,21 @@ class Injector:
     """Does faults to one sitting of a run: one driver, and the nodes that work for it."""
 
     def __init__(
-        self, trace: Trace, cluster: ChaosCluster, orders: Path, silent_s: float, rng: random.Random
+        self,
+        trace: Trace,
+        cluster: ChaosCluster,
+        orders: Path,
+        silent_s: float,
+        rng: random.Random,
+        *,
+        spares_alone: bool,
     ) -> None:
         self._trace = trace
         self._cluster = cluster
         self._orders = orders
         self._silent_s = silent_s
         self._rng = rng
+        self._spares_alone = spares_alone
         self._began = time.monotonic()
         self._spent: list[int] = []
         """Process ids of supervisors and Dask workers that were hit."""
@@ -104,8 +109,8 @@ class Injector:
         victims = [e for e in self._living() if e.ended is None]
         if kind in ORDERS:
             return self._have_followed(kind, victims)
-        # An item that stands alone is forgiven one death, not two.
-        victims = [e for e in victims if len(e.items) > 1 or e.items[0] not in self._killed_alone]
+        if self._spares_alone:  # an item that was cut off alone is forgiven one death, not two
+            victims = [e for e in victims if not self._killed_alone.issuperset(e.items)]
         if not victims:
             return None
         victim = self._rng.choice(victims)
@@ -158,8 +163,6 @@ class Injector:
         for supervisor, worker in nodes:
             # A Dask worker on which three nodes were lost is not tried again: that is no bug.
             if worker in stopped or self._spent.count(worker) >= 2 or supervisor in self._spent:
-                continue
-            if processes.age_s(worker) < SETTLED_S:
                 continue
             if processes.state(worker) is None or SUPERVISOR not in processes.command(supervisor):
                 continue

@@ -127,7 +127,14 @@ class Round:
                 start_new_session=True,
             )
         orders = self._folder / "orders"
-        injector = Injector(self._trace, self._cluster, orders, self._job.silent_s, self._rng)
+        injector = Injector(
+            self._trace,
+            self._cluster,
+            orders,
+            self._job.silent_s,
+            self._rng,
+            spares_alone=self._plan.shape.isolates,
+        )
         try:
             while (code := driver.poll()) is None:
                 self._trace.read()

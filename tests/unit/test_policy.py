@@ -6,6 +6,7 @@ import pytest
 
 from prefect_parallelrun.driver import policy
 from prefect_parallelrun.models import AttemptError
+from prefect_parallelrun.output import writer
 
 
 def limits(**given) -> policy.Limits:
@@ -158,3 +159,9 @@ def test_a_mini_batch_is_blamed_for_lost_nodes_when_it_ran_on_three_or_was_near_
     assert not policy.takes_nodes_down(2, 9)
     assert policy.takes_nodes_down(3, 3)
     assert policy.takes_nodes_down(0, 10)
+
+
+def test_a_kill_costs_a_process_less_than_a_second_of_finished_work():
+    """R201: what a bundle holds back, and what the journal does, together."""
+    assert policy.BUNDLE_S < policy.BUNDLE_LIMIT_S
+    assert policy.BUNDLE_LIMIT_S + writer.COMMIT_EVERY_S < 1.0

@@ -263,12 +263,17 @@ def test_what_dies_of_memory_is_halved_at_once():
 @pytest.mark.parametrize(("again", "failed"), [(good(0, 1), 0), (bad(0, 1, "signal"), 1)])
 def test_an_item_alone_that_a_signal_ended_gets_one_attempt_more(again, failed):
     """R203, R207: the signal may have come from outside; a second one did not come by chance."""
-    tracker = Tracker([files(0, 1), files(1, 2)], limits(max_attempts=1))
-    tracker.node_joined("node000", 1)
+    tracker = Tracker([files(0, 1), files(1, 4)], limits(max_attempts=1))
+    tracker.node_joined("node000", 4)
     first, second = tracker.next_bundles()
     tracker.bundle_ended(first.number, [good(0, 1)])
-    tracker.bundle_ended(second.number, [bad(0, 2, "signal")])  # both halves are tried: no mercy
-    left, right = tracker.next_bundles()
+    tracker.bundle_ended(second.number, [bad(0, 4, "signal")])
+    for bundle in tracker.next_bundles():  # more than one item: no mercy, they are cut at once
+        tracker.bundle_ended(bundle.number, [bad(0, 2, "signal")])
+    left, right, *others = tracker.next_bundles()
+    assert [b.members[0].items for b in (left, right, *others)] == [1] * 4
+    for bundle in others:
+        tracker.bundle_ended(bundle.number, [good(0, 1)])
     tracker.bundle_ended(right.number, [bad(0, 1, "exit")])  # its own doing
 
     [killed] = tracker.bundle_ended(left.number, [bad(0, 1, "signal")])
@@ -276,9 +281,22 @@ def test_an_item_alone_that_a_signal_ended_gets_one_attempt_more(again, failed):
     [last] = tracker.bundle_ended(retry.number, [again])
 
     assert not killed.record.final
-    assert (last.record.part, last.record.attempt, last.record.final) == ((0, 1), 3, True)
+    assert (last.record.part, last.record.attempt, last.record.final) == ((0, 1), 4, True)
     assert tracker.done
     assert tracker.items_failed == 1 + failed
+
+
+def test_no_item_is_spared_as_long_as_nothing_has_succeeded():
+    """R209: where all die alike, a second attempt of each would only put off the end."""
+    tracker = Tracker([files(0, 2)], limits(max_attempts=1))
+    tracker.node_joined("node000", 1)
+    settled = []
+    while not tracker.done:
+        for bundle in tracker.next_bundles():
+            member = bundle.members[0]
+            settled += tracker.bundle_ended(bundle.number, [bad(0, member.items or 2, "signal")])
+
+    assert [one.record.attempt for one in settled] == [1, 2, 2]
 
 
 def test_what_is_left_of_a_resumed_mini_batch_runs_in_its_parts():

@@ -345,10 +345,10 @@ class AnyOrder(RuleBasedStateMachine):
         tries = [one for one in self.tries[unit] if one.outcome != Outcome.NODE_LOST]
         cut_off = unit[1] is not None and unit[1] not in self.parts.get(unit[0], ())
         killed = any(one.error and one.error.category == "signal" for one in tries)
-        spared = killed and unit[1] is not None and len(self.items_of(unit)) == 1
-        assert len(tries) <= self.max_attempts + spared
+        spared = killed and cut_off and len(self.items_of(unit)) == 1
+        assert len(tries) <= max(self.max_attempts, 1 + spared)
         if not cut_off:
-            assert record.attempt <= self.max_attempts + spared
+            assert record.attempt <= self.max_attempts
         elif record.attempt > self.max_attempts:
             assert len(tries) <= 1 + spared
         assert len({one.attempt for one in tries}) == len(tries)
