@@ -65,3 +65,29 @@ def test_what_outlived_its_supervisor_is_found_by_its_marker():
 def test_looking_for_a_marker_that_nobody_has_is_no_error():
     """Where nothing is left there is nothing to do."""
     assert reaper.kill_marked(b"PARALLELRUN_PROCESS=no-such-run/")
+
+
+def test_a_process_within_exec_is_found_too(monkeypatch):
+    """Within exec a process shows no environment; in 60 tries at shells that do nothing else, none gets away (R205)."""
+    monkeypatch.setattr(reaper, "_EXEC_S", 0.2)
+    marker = f"PARALLELRUN_PROCESS=exec-{os.getpid()}/"
+    again = 'exec sh -c "$0" "$0"'
+    environment = dict([marker.split("=")], PATH=os.environ["PATH"])
+    for _ in range(60):
+        with subprocess.Popen(["sh", "-c", again, again], env=environment) as shell:
+            try:
+                assert reaper.kill_marked(marker.encode())
+                assert shell.wait(timeout=5) == -9
+            finally:
+                shell.kill()
+
+
+def test_a_process_that_was_given_no_environment_is_left_alone(monkeypatch):
+    """It holds the search up for a moment, and goes on."""
+    monkeypatch.setattr(reaper, "_EXEC_S", 0.2)
+    with subprocess.Popen(["/bin/sleep", "600"], env={}) as bare:
+        try:
+            assert reaper.kill_marked(b"PARALLELRUN_PROCESS=no-such-run/")
+            assert bare.poll() is None
+        finally:
+            bare.kill()
