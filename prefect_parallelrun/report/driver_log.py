@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from prefect_parallelrun.errors import printable
 from prefect_parallelrun.paths import RunPaths
@@ -40,7 +40,9 @@ def driver_log(
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
-            handler.close()
+            # What a full disk does not take is no reason to fail, and must not hide why the run did.
+            with suppress(OSError):
+                handler.close()
         logger.level, logger.propagate = before
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.models import AttemptError, AttemptRecord, Counts, Outcome, RunSummary
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.writer import OutputWriter
@@ -486,3 +487,21 @@ def test_the_log_level_is_kept_to(tmp_path):
         log.debug("detail")
 
     assert "DEBUG detail" in RunPaths(tmp_path).driver_log.read_text()
+
+
+def test_a_disk_that_takes_no_log_hides_no_error(tmp_path, monkeypatch):
+    """Lines that the disk does not take are still pending when the log is closed (R206)."""
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    paths = RunPaths(tmp_path)
+    paths.driver_log.parent.mkdir(parents=True)
+    paths.driver_log.symlink_to("/dev/full")
+
+    def run(*failure: Exception) -> None:
+        with driver_log(paths, "run-3") as log:
+            log.info("no room for this")
+            for error in failure:
+                raise error
+
+    with pytest.raises(OutputError, match="is kept"):
+        run(OutputError("what is done is kept"))
+    run()  # nor is it a failure
