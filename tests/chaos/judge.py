@@ -157,7 +157,11 @@ def check_attempts(
             verdict.complaints.append(f"mini-batch {index} was charged with the loss of a node")
         elif outcome not in ("succeeded", "cancelled") and index not in bad:
             charged[index] += 1
+    unseen = sum(_hit_between_calls(fault, executions) for fault in faults)
     for index, count in (charged - deserved).items():
+        if count <= unseen:
+            unseen -= count
+            continue
         verdict.complaints.append(
             f"mini-batch {index} was charged {count} attempts too many ({deserved[index]} deserved)"
         )
@@ -184,6 +188,17 @@ def disturbed(fault: Fault) -> str:
 
 
 # -- inside ----------------------------------------------------------------------------------
+
+
+def _hit_between_calls(fault: Fault, executions: Sequence[Execution]) -> bool:
+    """Whether a worker process was killed while the trace has it at nothing.
+
+    It may just have entered the next `run()`, whose first act is to write into the trace.
+    """
+    calls = [e for e in executions if e.pid == fault.pid and e.began <= fault.at]
+    if fault.kind != Kind.CHILD_KILL or not calls:
+        return False
+    return calls[-1].ended is not None and calls[-1].ended <= fault.at
 
 
 def _failed_by_itself(execution: Execution, data: Data) -> bool:

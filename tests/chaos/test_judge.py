@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 
 import pytest
 
@@ -149,3 +150,23 @@ def test_a_good_item_that_fails_is_seen_and_a_bad_one_is_expected_to(data, good)
 
     assert judged(data, [execution(bad, how="raise"), execution(*good)]).good
     assert not judged(data, [execution(good[0], how="raise"), execution(*good)]).good
+
+
+@pytest.mark.parametrize(
+    ("at", "charged", "fair"), [(11.01, 1, True), (11.01, 2, False), (10.5, 1, False)]
+)
+def test_a_kill_between_two_calls_may_be_charged_to_the_next(
+    data, good, tmp_path, at, charged, fair
+):
+    """R207: the next call may have begun, and not have come to its first line; otherwise it is innocent."""
+    journal = tmp_path / "journal.sqlite"
+    with sqlite3.connect(journal) as connection:
+        connection.execute("CREATE TABLE attempts (mini_batch INTEGER, outcome TEXT)")
+        connection.executemany("INSERT INTO attempts VALUES (?, 'process_died')", [(7,)] * charged)
+    verdict = judge.Verdict()
+
+    judge.check_attempts(
+        verdict, journal, [execution(*good)], [fault(Kind.CHILD_KILL, at, 1)], data
+    )
+
+    assert verdict.good == fair
