@@ -21,9 +21,13 @@ from prefect_parallelrun.result import ParallelRunResult
 @pytest.fixture
 def numbers(tmp_path: Path) -> Path:
     """A folder of 100 text files, 00.txt to 99.txt, each with its number."""
-    folder = tmp_path / "numbers"
+    return write_numbers(tmp_path / "numbers", 100)
+
+
+def write_numbers(folder: Path, count: int) -> Path:
+    """Make a folder of text files, 00.txt and so on, each with its number."""
     folder.mkdir()
-    for n in range(100):
+    for n in range(count):
         (folder / f"{n:02d}.txt").write_text(str(n))
     return folder
 

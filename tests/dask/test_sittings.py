@@ -12,7 +12,7 @@ from prefect_parallelrun.errors import ErrorThresholdExceeded
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.verify import verify
 from prefect_parallelrun.run_record import RunRecord
-from tests.dask.conftest import Runner, lines
+from tests.dask.conftest import Runner, lines, write_numbers
 
 ONE_TRY = {"run_max_try": 1, "process_count_per_node": 1}
 
@@ -20,11 +20,7 @@ ONE_TRY = {"run_max_try": 1, "process_count_per_node": 1}
 @pytest.fixture
 def twenty(tmp_path: Path) -> Path:
     """A folder of 20 text files, 00.txt to 19.txt, each with its number."""
-    folder = tmp_path / "twenty"
-    folder.mkdir()
-    for n in range(20):
-        (folder / f"{n:02d}.txt").write_text(str(n))
-    return folder
+    return write_numbers(tmp_path / "twenty", 20)
 
 
 def script(calls: Path, body: str) -> str:

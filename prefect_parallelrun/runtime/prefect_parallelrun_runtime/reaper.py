@@ -171,13 +171,15 @@ def kill_marked(prefix: bytes, limit_s: float = 10.0) -> bool:
     It goes on until none is left, or for `limit_s`; returns whether none is left. For what outlived its
     supervisor: it is nobody's descendant any more, and only its environment tells where it came from.
     """
-    began = time.monotonic()
+    began = last_seen = time.monotonic()
     while True:
         marked, bare = _marked(prefix)
-        looked_s = time.monotonic() - began
-        if not marked and (not bare or looked_s > _EXEC_S):
+        now = time.monotonic()
+        if marked:
+            last_seen = now
+        elif not bare or now - last_seen > _EXEC_S:
             return True
-        if looked_s > limit_s:
+        if now - began > limit_s:
             return False
         for pid in marked:
             send(pid, signal.SIGKILL)
