@@ -121,10 +121,12 @@ class Node:
     def _give(self, pairs: Iterator[tuple[str, bundles.Bundle]]) -> None:
         for name, bundle in pairs:
             process = self._crew[name]
+            if self._bundles.current(name) is bundle:
+                # Told before it is handed over: a script that takes the node down may be quicker (R86).
+                self._say("bundle_started", process, bundle=bundle.tag)
+                self._agent.flush()
             process.give(bundle.tag, bundle.frame)
             self._set_mask(process)
-            if self._bundles.current(name) is bundle:
-                self._say("bundle_started", process, bundle=bundle.tag)
 
     def _take_back(self, holder: str) -> bool:
         tag = self._crew[holder].take_back()
