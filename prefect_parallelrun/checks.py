@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -127,9 +128,14 @@ def mini_batch_size(name: str, value: Any) -> int | str | None:
 
 
 def names(name: str, value: Any) -> tuple[str, ...] | None:
-    """Return some distinct names, at least one, or None."""
+    """Return some distinct names, at least one, or None; JSON text stands for what it says, as in Azure."""
     if value is None:
         return None
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise unfit(name, value, "a list of names, or JSON of one") from None
     given = list(value) if isinstance(value, (list, tuple)) else []
     fits = all(isinstance(one, str) and one for one in given) and len(set(given)) == len(given)
     if not given or not fits:

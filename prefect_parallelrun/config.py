@@ -126,7 +126,7 @@ class ParallelRunConfig(BaseModel):
     append_row_file_name: str = "parallel_run_step.txt"
     """Name of that one file, in the output folder."""
     output_format: Literal["text", "csv", "jsonl", "parquet"] = "text"
-    """Format of that one file."""
+    """Format of that one file: lines of text as in Azure, or one that pandas reads as it is."""
     output_order: Literal["input", "completion"] = "input"
     """Order of its rows: that of the input, or that in which mini-batches were done."""
     compute_target: Any = None
@@ -226,6 +226,13 @@ class ParallelRunConfig(BaseModel):
                 self.mini_batch_size,
                 f"partition_keys={self.partition_keys!r} is given too, and each combination of its "
                 "values is one mini-batch: give one of the two",
+            )
+        if self.output_action == "summary_only" and self.output_format != "text":
+            raise refuse(
+                "output_format",
+                self.output_format,
+                "output_action='summary_only' keeps no rows, so that they have no format: leave it "
+                "out, or choose output_action='append_row'",
             )
         return self
 

@@ -6,14 +6,17 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import permutations
+from pathlib import Path, PurePath
 from typing import Any
 
 from prefect_parallelrun import append_row, checks
 from prefect_parallelrun.config import ParallelRunConfig, absolute
 from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, OutputFileDatasetConfig
+from prefect_parallelrun.datasets.partitions import check_keys
 from prefect_parallelrun.datasets.sizes import files_per_mini_batch
 from prefect_parallelrun.errors import ConfigError, refuse
+from prefect_parallelrun.node.sources import SIDE_INPUT
 from prefect_parallelrun.options import RunOptions, read_options
 from prefect_parallelrun.script_check import check_script
 
@@ -36,8 +39,6 @@ RESERVED_ARGUMENTS = frozenset(
 """Names that Azure's driver puts into `sys.argv` itself (R106)."""
 
 _NOT_YET: dict[str, tuple[Any, ...]] = {
-    "partition_keys": (None,),
-    "output_format": ("text",),
     "environment": (None,),
     "speculative_copies": (False,),
     "gpus_per_process": (None,),
@@ -75,10 +76,17 @@ class StepDefinition:
 
     @property
     def output_folder(self) -> Path | None:
-        """The folder that the user named for the output, absolute; None: a folder of the run."""
+        """The folder on this machine that the user named for the output; None: a folder of the run."""
         if self.output is None or self.output.destination is None:
             return None
+        if not self.output.storage.is_local:
+            return None  # what comes about in the run's folder is uploaded at the end
         return absolute(str(self.output.destination))
+
+    @property
+    def output_place(self) -> str | None:
+        """The folder that the user named for the output, or its URL; None: a folder of the run."""
+        return None if self.output is None else self.output.destination
 
     def list_inputs(self) -> list[list[FileItem]]:
         """List the files of each input, afresh; none where `--rank_mini_batch_count` replaces them.
@@ -90,12 +98,39 @@ class StepDefinition:
             return [[] for _ in self.inputs]
         return [dataset.list_files() for dataset in self.inputs]
 
+    @property
+    def placed(self) -> tuple[FileDataset, ...]:
+        """The side inputs that each node puts in place itself; `SIDE_INPUT` numbers them so.
+
+        A FileDataset among the arguments that is no input is a side input, too.
+        """
+        found: list[FileDataset] = []
+        for one in (*self.side_inputs, *self.arguments):
+            if not isinstance(one, FileDataset) or not (one.is_staged or one.target_path):
+                continue
+            if one in self.side_inputs or one not in self.inputs:
+                found.append(one)
+        return tuple(dict.fromkeys(found))
+
     def script_arguments(self, output_folder: str) -> list[str]:
-        """Return the script's `sys.argv[1:]`: datasets and outputs become their paths (R51)."""
+        """Return the script's `sys.argv[1:]`: datasets and outputs become their paths (R51).
+
+        That of a side input which each node puts in place itself is `SIDE_INPUT` until then.
+        """
         return [self._argument(argument, output_folder) for argument in self.arguments]
 
     def _argument(self, argument: Any, output_folder: str) -> str:
         if isinstance(argument, FileDataset):
+            placed = self.placed
+            if argument in placed:
+                return SIDE_INPUT.format(number=placed.index(argument))
+            if argument.is_staged:
+                raise refuse(
+                    "arguments",
+                    argument,
+                    "its files are fetched for one mini-batch after the other, so it has no folder: to have "
+                    "all of them on each node, give it in side_inputs too",
+                )
             return argument.to_path()
         if isinstance(argument, Dataset):
             raise refuse("arguments", argument, "a table has no path; only a FileDataset has")
@@ -128,14 +163,24 @@ class StepDefinition:
         for one in self.side_inputs:
             if not isinstance(one, FileDataset):
                 raise checks.unfit("side_inputs", one, "a list of FileDatasets")
+        for side_input in self.placed:
+            _check_target(side_input)
+        _check_apart(self.placed)
         check_script(self.config)
-        append_row.to_csv_keywords(self.config.script_path.parent)
+        append_row.check(self.config.script_path.parent, self.config.output_format)
 
     def _check_inputs(self, may_be_empty: bool) -> None:
         for one in self.inputs:
             if not isinstance(one, Dataset):
                 raise checks.unfit(
                     "inputs", one, "a list of FileDatasets or TabularDatasets, or results of steps"
+                )
+            if one.target_path is not None:
+                raise refuse(
+                    "inputs",
+                    one,
+                    f"as_{one.delivery}({one.target_path!r}) names a path, which is for side inputs: of an "
+                    "input, run() gets the paths; leave it out",
                 )
         if not self.inputs and not may_be_empty:
             raise checks.unfit(
@@ -146,6 +191,8 @@ class StepDefinition:
             raise checks.unfit(
                 "inputs", list(self.inputs), "datasets of one kind: all of files, or all tables"
             )
+        for one in self.inputs:
+            check_keys(self.config.partition_keys or (), one.partition_keys, one)
         if "file" in kinds:
             files_per_mini_batch(self.config.mini_batch_size)  # refuses a size with a unit
 
@@ -160,6 +207,30 @@ def check_name(name: object) -> None:
             "3 to 32 lower-case letters, digits and dashes, beginning with a letter and not "
             "ending with a dash",
         )
+
+
+def _check_target(side_input: FileDataset) -> None:
+    """Refuse a place for a side input that would be nowhere, or out of the node's folder."""
+    path = side_input.target_path
+    if path is not None and (".." in PurePath(path).parts or not PurePath(path).name):
+        raise refuse(
+            f"as_{side_input.delivery}(path)",
+            path,
+            "give an absolute path, or one below the node's own folder, without '..'",
+        )
+
+
+def _check_apart(side_inputs: Sequence[FileDataset]) -> None:
+    """Refuse a side input at the path of another one, or inside it: that one may be the user's own folder."""
+    wanted = [one for one in side_inputs if one.target_path is not None]
+    for one, other in permutations(wanted, 2):
+        if PurePath(one.target_path or "").is_relative_to(other.target_path or ""):
+            raise refuse(
+                f"as_{one.delivery}(path)",
+                one.target_path,
+                f"another side input is to be at {other.target_path}: give paths of which none is, or is "
+                "within, another",
+            )
 
 
 def _check_supported(config: ParallelRunConfig) -> None:

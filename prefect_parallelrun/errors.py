@@ -3,6 +3,7 @@
 ParallelRunError
 ├── ConfigError (also a ValueError)      a parameter is wrong; raised before any worker starts
 ├── DatasetError                         an input cannot be listed, typed or read
+│   └── NotThere                         there is no such file, folder, bucket or container
 ├── EntryScriptError                     the entry script cannot be used, or nothing it did succeeded
 │   └── InitFailed                       the script's import or init() failed on every node
 ├── ErrorThresholdExceeded               more failed items or mini-batches than are tolerated
@@ -54,6 +55,10 @@ class ConfigError(ParallelRunError, ValueError):
 
 class DatasetError(ParallelRunError):
     """An input cannot be listed, typed or read."""
+
+
+class NotThere(DatasetError):
+    """There is no such file, folder, bucket or container."""
 
 
 class EntryScriptError(ParallelRunError):

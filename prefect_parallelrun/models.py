@@ -36,7 +36,13 @@ class MiniBatch:
     """What the worker process loads, JSON: `{"files": [path, …]}`, `{"path": p, "start": a, "end": b}`
     (bytes; `end` exclusive), `{"path": p, "row_groups": [i, …]}`, `{"path": p}` (the whole file),
     `{"path": p, "rows": n}` (its first n rows), or `{"rank": i}` (no input). With a path, beside the
-    rest, `"part": [first, stop]` for some of its rows, from 0 (R203): `run()` gets those alone."""
+    rest, `"part": [first, stop]` for some of its rows, from 0 (R203): `run()` gets those alone.
+
+    `"key": {name: value}` tells the values of the partition keys, `"constants": {column: value}` those
+    of columns that are in the path alone. `{"paths": [p, …]}` is several whole files of a table, and has
+    a list of such `"constants"` then, and of numbers of `"rows"` where only the first are wanted. A path
+    may be a URL; the node that fetches it adds `"local": path` (for `files` and `paths` a list), or
+    `"unavailable": why` where it could not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,18 +1,18 @@
-"""Which earlier runs still hold: fingerprints of steps, and manifests of outputs."""
+"""Which earlier runs still hold: by fingerprints of steps, and by how their outputs are."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefect_parallelrun import append_row
+from prefect_parallelrun import append_row, manifest
 from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, sizes
 from prefect_parallelrun.definition import StepDefinition
-from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.errors import ParallelRunError
+from prefect_parallelrun.output import upload
 
 FORMAT = 1
 """Counts up whenever the same settings would give other rows than before."""
@@ -50,7 +50,7 @@ def step_fingerprint(
             config.append_row_file_name,
             config.output_format,
             config.output_order,
-            str(definition.output_folder or _OUTPUT),
+            definition.output_place or _OUTPUT,
             append_row.to_csv_keywords(config.script_path.parent),
         ],
         "mini_batch_size": _settled_size(definition),
@@ -60,6 +60,15 @@ def step_fingerprint(
     digest.update(json.dumps(settings, sort_keys=True).encode())
     _add_contents(digest, definition, listings)
     return digest.hexdigest()
+
+
+def shows_changes(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> bool:
+    """Return whether other data would show in the fingerprint; a query's do not, for one."""
+    inputs = zip(definition.inputs, listings, strict=True)
+    return all(dataset.shows_changes(files) for dataset, files in inputs) and all(
+        dataset.storage.is_local or dataset.shows_changes(dataset.list_files())
+        for dataset in _shown_whole(definition)
+    )
 
 
 def contents(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:
@@ -74,7 +83,8 @@ def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]])
 
     For files their paths decide that, whatever is in them; for tables all that a change can touch.
     """
-    settings = [_settled_size(definition), definition.config.partition_keys]
+    formats = [one.partition_format for one in definition.inputs if isinstance(one, FileDataset)]
+    settings = [_settled_size(definition), definition.config.partition_keys, formats]
     digest = hashlib.blake2b(digest_size=20)
     digest.update(json.dumps([*settings, definition.options.rank_mini_batch_count]).encode())
     for dataset, files in zip(definition.inputs, listings, strict=True):
@@ -87,58 +97,25 @@ def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]])
     return digest.hexdigest()
 
 
-def write_manifest(run_folder: Path, output: Path, file: Path | None) -> None:
-    """Note how the output looks at the end of a sitting, for `is_intact` and `lost_files`.
+def is_intact(run_folder: Path, remote: upload.RemoteFolder | None = None) -> bool:
+    """Return whether the output of a run is still there as it was at the run's end.
 
     Args:
-        output: the output folder.
-        file: the `append_row` file; None for `summary_only`, where all of the folder counts.
+        remote: where the output went, if that is another storage. Then its files there must be as they
+            were too, and so must those on this machine, which stand for them.
     """
-    files = {file.name: _state(file)} if file is not None else dict(_states(output))
-    manifest = {"output": str(output.absolute()), "whole": file is None, "files": files}
-    path = RunPaths(run_folder).manifest
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(manifest), encoding="utf-8", errors="surrogateescape")
-    temporary.replace(path)
-
-
-def is_intact(run_folder: Path) -> bool:
-    """Return whether the output of a run is still there as it was at the run's end."""
-    try:
-        manifest = _manifest(run_folder)
-        output, noted = Path(manifest["output"]), manifest["files"]
-        if manifest["whole"]:
-            return bool(output.is_dir() and dict(_states(output)) == noted)
-        return not _others(output, noted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    if remote is not None and uploaded(run_folder, remote) is None:
         return False
+    return manifest.is_intact(run_folder)
 
 
-def lost_files(run_folder: Path) -> list[str] | None:
-    """Return which files of the output are gone or changed since they were noted; None: none ever were."""
+def uploaded(run_folder: Path, remote: upload.RemoteFolder) -> dict[str, upload.State] | None:
+    """Return how the files of a remote output are there; None where they are not as they were."""
     try:
-        manifest = _manifest(run_folder)
-        return _others(Path(manifest["output"]), manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        noted: dict[str, upload.State] = manifest.read(run_folder)["uploaded"]
+        return noted if remote.states(noted) == noted else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ParallelRunError):
         return None
-
-
-def _manifest(run_folder: Path) -> Any:
-    content = RunPaths(run_folder).manifest.read_text("utf-8", errors="surrogateescape")
-    return json.loads(content)
-
-
-def _others(output: Path, noted: Mapping[str, list[int]]) -> list[str]:
-    """Return the noted files that are not there as they were."""
-    others = []
-    for name, state in noted.items():
-        try:
-            same = _state(output / name) == state
-        except OSError:
-            same = False
-        if not same:
-            others.append(name)
-    return others
 
 
 def _settled_size(definition: StepDefinition) -> list[int]:
@@ -174,17 +151,3 @@ def _add(digest: hashlib.blake2b, title: str, parts: Iterable[str]) -> None:
     digest.update(f"\n{title}\n".encode())
     for part in parts:
         digest.update(part.encode("utf-8", errors="surrogateescape") + b"\0")
-
-
-def _states(folder: Path) -> Iterator[tuple[str, list[int]]]:
-    """Yield (relative path, state) of every file below a folder."""
-    for parent, _folders, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            yield str(path.relative_to(folder)), _state(path)
-
-
-def _state(path: Path) -> list[int]:
-    """Return size and modification time of a file."""
-    status = path.lstat()
-    return [status.st_size, status.st_mtime_ns]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from prefect_parallelrun.datasets.kept_storage import kept
+from prefect_parallelrun.datasets.storage import Storage
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.paths import RunPaths
@@ -56,6 +60,8 @@ class RunRecord(BaseModel):
     """Name of the output file; None for `summary_only`."""
     output_order: str = "input"
     """`input` or `completion`."""
+    output_format: str = "text"
+    """`text`, `csv`, `jsonl` or `parquet`."""
 
     @property
     def completed(self) -> bool:
@@ -87,6 +93,8 @@ def keep_definition(paths: RunPaths, definition: StepDefinition) -> None:
     """Write down the step, so that the run can be verified and gone on with without its flow.
 
     A cluster object cannot be written down: it is left out, and an embedded cluster does its work then.
+    So are options by which storages are opened, which may be secrets (R78); names of credentials blocks
+    are kept.
 
     Raises:
         Exception: an input cannot be pickled, or the disk refuses it.
@@ -94,9 +102,21 @@ def keep_definition(paths: RunPaths, definition: StepDefinition) -> None:
     config = definition.config
     if not isinstance(config.compute_target, str):
         config = config.model_copy(update={"compute_target": None})
-    content = pickle.dumps(replace(definition, config=config))
+    content = io.BytesIO()
+    _Keeper(content).dump(replace(definition, config=config))
     # It holds environment variables, which are nobody else's.
-    _replace(paths.definition, content, mode=0o600)
+    _replace(paths.definition, content.getvalue(), mode=0o600)
+
+
+class _Keeper(pickle.Pickler):
+    """Writes storages down without what may be secret."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return how a storage is made again; everything else is left to pickle."""
+        if not isinstance(value, Storage):
+            return NotImplemented
+        storage = kept(value)
+        return Storage, (storage.protocol, storage.credentials, storage.hidden, storage.left_out)
 
 
 def kept_definition(paths: RunPaths) -> StepDefinition:

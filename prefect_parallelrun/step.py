@@ -313,6 +313,5 @@ def _chosen(value: Any, flow_parameters: Mapping[str, Any]) -> Any:
         return value
     chosen, default = value.value(flow_parameters), value.default_value
     if isinstance(default, FileDataset) and not isinstance(chosen, Dataset):
-        dataset = FileDataset.from_files(chosen)
-        return dataset.as_named_input(default.name) if default.name else dataset
+        return default.at(chosen)
     return chosen

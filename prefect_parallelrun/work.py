@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,11 +18,12 @@ from prefect.context import TaskRunContext
 from prefect.results import ResultStore
 from prefect.settings import get_current_settings
 
-from prefect_parallelrun import reuse, settings
+from prefect_parallelrun import manifest, reuse, settings
 from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import ParallelRunError
 from prefect_parallelrun.node import snapshot
+from prefect_parallelrun.output.upload import RemoteFolder
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.run_record import RunRecord, find_run
 
@@ -52,6 +53,11 @@ class Work:
             definition, source_sha256=source.sha256, listings=listings
         )
         return cls(definition, listings, source.sha256, fingerprint)
+
+    @property
+    def shows_changes(self) -> bool:
+        """Whether it would show in the fingerprint if any of the data were others now."""
+        return reuse.shows_changes(self.definition, self.listings)
 
     @classmethod
     def of_this_task_run(cls, parameters: Mapping[str, Any]) -> Self:
@@ -85,11 +91,13 @@ class Work:
         if found is None:
             return None
         record = RunRecord.read(found)
+        if record.completed and not self.shows_changes:
+            return None
         if record.completed:
             # The record was last written when the run ended, as Prefect's was.
             age = timedelta(seconds=time.time() - found.record.stat().st_mtime)
             expired = task.cache_expiration is not None and age >= task.cache_expiration
-            lost = record.append_row_file_name is None and not reuse.is_intact(found.root)
+            lost = record.append_row_file_name is None and not manifest.is_intact(found.root)
             if expired or lost:
                 return None
         return record
@@ -122,17 +130,20 @@ class ReusePolicy(CachePolicy):
             work = Work.of(inputs)
         except ParallelRunError:
             return None  # the task's body meets the same error, and raises it
+        if not work.shows_changes:
+            _of_task_run.set((task_run.id, work))
+            return f"parallelrun-{task_run.id}"
         for generation in itertools.count():
             key = f"parallelrun-{work.fingerprint}-{generation}"
             if not task_ctx.result_store.exists(key):
                 _of_task_run.set((task_run.id, work))
                 return key
-            if _holds(task_ctx.result_store, key):
+            if _holds(task_ctx.result_store, key, RemoteFolder.of(work.definition.output)):
                 return key
         raise AssertionError("there is always a next generation")
 
 
-def _holds(store: ResultStore, key: str) -> bool:
+def _holds(store: ResultStore, key: str, remote: RemoteFolder | None) -> bool:
     """Return whether a stored result may stand for a new run."""
     # Whatever cannot be read or understood, of whatever version, does not hold.
     with contextlib.suppress(Exception):
@@ -141,22 +152,26 @@ def _holds(store: ResultStore, key: str) -> bool:
             isinstance(result, ParallelRunResult)
             and not result.items.failed
             and not result.mini_batches.failed
-            and reuse.is_intact(Path(result.run_directory))
+            and reuse.is_intact(Path(result.run_directory), remote)
         )
     return False
 
 
 def define(parameters: Mapping[str, Any]) -> StepDefinition:
     """Return the definition that the task's parameters make."""
+    side_inputs = [
+        (one, one.as_folder() if isinstance(one, ParallelRunResult) else one)
+        for one in parameters["side_inputs"]
+    ]
     return StepDefinition(
         name=parameters["name"],
         config=parameters["config"],
-        inputs=tuple(_as_dataset(one) for one in parameters["inputs"]),
-        side_inputs=tuple(_as_dataset(one) for one in parameters["side_inputs"]),
-        arguments=tuple(
-            one.output if isinstance(one, ParallelRunResult) else one
-            for one in parameters["arguments"]
+        inputs=tuple(
+            one.as_input(one.name) if isinstance(one, ParallelRunResult) else one
+            for one in parameters["inputs"]
         ),
+        side_inputs=tuple(dataset for _, dataset in side_inputs),
+        arguments=tuple(_as_argument(one, side_inputs) for one in parameters["arguments"]),
         output=parameters["output"],
         never_shipped=(settings.prefect_home(), settings.run_root()),
     )
@@ -169,6 +184,9 @@ def settled(parameters: Mapping[str, Any]) -> StepDefinition:
     return definition
 
 
-def _as_dataset(value: Any) -> Any:
-    """Return the output of an earlier step as a dataset; everything else as it is."""
-    return value.as_input(value.name) if isinstance(value, ParallelRunResult) else value
+def _as_argument(value: Any, side_inputs: Sequence[tuple[Any, Any]]) -> Any:
+    """Return the output of an earlier step as an argument; everything else as it is."""
+    if not isinstance(value, ParallelRunResult):
+        return value
+    datasets = [dataset for result, dataset in side_inputs if result == value]
+    return datasets[0] if datasets else value.as_argument()

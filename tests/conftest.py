@@ -1,8 +1,12 @@
-"""One Prefect server for all tests that need one; the others never import Prefect."""
+"""What tests of several folders share: whole runs, and one Prefect server for those that need one."""
 
 from __future__ import annotations
 
+import logging
 import os
+import textwrap
+import uuid
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +40,59 @@ def prefect_server(tmp_path_factory):
         prefect_test_harness(server_startup_timeout=120),
     ):
         yield home
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs a script over inputs: `run(script, inputs, arguments=…, **config)`.
+
+    The driver runs in this process, with an embedded Dask cluster. `output` is a path or an
+    `OutputFileDatasetConfig`. With the `run_folder` of an earlier call it goes on with that run.
+    """
+    # Here, for tests that run nothing need neither Dask nor Prefect.
+    from prefect_parallelrun.config import ParallelRunConfig
+    from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig
+    from prefect_parallelrun.definition import StepDefinition
+    from prefect_parallelrun.driver.run import run_step
+
+    def call(
+        script,
+        inputs,
+        *,
+        arguments=(),
+        side_inputs=(),
+        files=None,
+        output=None,
+        run_folder=None,
+        watch=None,
+        **settings,
+    ):
+        source = tmp_path / f"source-{uuid.uuid4().hex[:6]}"
+        source.mkdir()
+        (source / "score.py").write_text(textwrap.dedent(script))
+        for name, text in (files or {}).items():
+            (source / name).write_text(textwrap.dedent(text))
+        if isinstance(inputs, Path):
+            inputs = [FileDataset.from_files(str(inputs)).as_named_input("numbers")]
+        if isinstance(output, Path):
+            output = OutputFileDatasetConfig(destination=str(output))
+        settings = {"process_count_per_node": 2, **settings}
+        definition = StepDefinition(
+            name="test-step",
+            config=ParallelRunConfig("score.py", source_directory=str(source), **settings),
+            inputs=tuple(inputs),
+            side_inputs=side_inputs,
+            arguments=arguments,
+            output=output,
+        )
+        definition.validate()
+        folder = run_folder or tmp_path / "runs" / uuid.uuid4().hex[:12]
+        return run_step(
+            definition,
+            run_folder=folder,
+            run_id=folder.name,
+            log=logging.getLogger("test"),
+            watch=watch,
+        )
+
+    return call

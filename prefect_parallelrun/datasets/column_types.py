@@ -23,6 +23,7 @@ _NAMES = {
     "float64": "float64",
     "float": "float64",
     "bool": "bool",
+    "boolean": typed_tables.BOOL_OR_NULL,
     "string": "string",
     "str": "string",
     "object": "string",
@@ -31,7 +32,7 @@ _NAMES = {
     "datetime64[ns, UTC]": "datetime64[ns, UTC]",
     "datetime64[us, UTC]": "datetime64[us, UTC]",
 }
-_CHOICES = tuple(dict.fromkeys(_NAMES.values()))
+_CHOICES = ("int64", "float64", "bool", "boolean", "string", *list(_NAMES)[-4:])
 
 
 def checked(column_types: Mapping[str, Any] | None) -> dict[str, str]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, cast
+from urllib.parse import urlsplit
 
-from prefect_parallelrun.datasets import listing
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
+from prefect_parallelrun.datasets import listing, remote, remote_file
+from prefect_parallelrun.datasets.concurrent import mapped
 from prefect_parallelrun.datasets.dataset import Dataset, FileItem
+from prefect_parallelrun.datasets.partitions import PartitionFormat, checked_format, parse_format
+from prefect_parallelrun.datasets.storage import LOCAL, Storage
 from prefect_parallelrun.errors import DatasetError
+from prefect_parallelrun_runtime import source_path
 
 
 class FileDataset(Dataset):
@@ -17,15 +24,23 @@ class FileDataset(Dataset):
 
     kind: ClassVar[Literal["file", "tabular"]] = "file"
 
-    def __init__(self, paths: tuple[str, ...], *, content: bool) -> None:
-        super().__init__()
-        self.__dict__["paths"] = paths
-        self.__dict__["content"] = content
+    def __init__(
+        self,
+        paths: tuple[str, ...],
+        *,
+        storage: Storage = LOCAL,
+        content: bool = False,
+        partition_format: str | None = None,
+    ) -> None:
+        super().__init__(storage)
+        self.__dict__.update(paths=paths, content=content, partition_format=partition_format)
 
     paths: tuple[str, ...]
-    """Files, folders and globs, absolute."""
+    """Files, folders and globs, absolute, or URLs."""
     content: bool
     """Whether the files' content, not their times, decides about reuse."""
+    partition_format: str | None
+    """What the end of each path says, as the user wrote it."""
 
     @classmethod
     def from_files(
@@ -43,15 +58,45 @@ class FileDataset(Dataset):
             paths: A file; a folder, for all files in it and below, hidden ones too; a glob, for the
                 files that it matches (`**` goes any depth; as in a shell, `*` skips hidden files);
                 or a list of these. `~` and `file://` are understood. Links are followed, but the
-                files keep the names that they have here.
+                files keep the names that they have here. Or URLs of any storage that fsspec knows
+                (`s3://bucket/folder`, `abfs://container/*.csv`, `https://host/file.csv`; a folder of a
+                web server ends in `/` and needs an index page), all of one storage; chains such as
+                `zip://*.csv::s3://bucket/x.zip` too. The nodes fetch them ahead of `run()`.
+            storage_options: What opens the storage, as fsspec has it; for a chain those of its last
+                storage, or by protocol. They may hold secrets: these are neither shown nor kept.
+            credentials: Instead, a saved Prefect block that gives them, or `<block type>/<block name>`.
             content: Compare the files' content, instead of size and time, to see whether an earlier
                 result still holds; reads every file once more.
 
         Raises:
-            ConfigError: `paths` holds no path, or a parameter that is not supported yet is given.
+            ConfigError: a parameter cannot be used.
         """
-        local = listing.local_paths(paths, partition_format, storage_options, credentials)
-        return cls(local, content=content)
+        storage, found = listing.located(paths, storage_options, credentials)
+        return cls(
+            found,
+            storage=storage,
+            content=content,
+            partition_format=checked_format(partition_format),
+        )
+
+    def at(self, paths: listing.PathsArgument) -> Self:
+        """Return the dataset of other files, and all else as it is here.
+
+        What opens the storage is that of this dataset for one of the same protocol; on the web, for the
+        same server, since others are not to get its secrets.
+
+        Raises:
+            ConfigError: the paths cannot be used.
+        """
+        storage, found = listing.located(paths, None, None)
+        if not storage.is_local and _opened_alike(found) <= _opened_alike(self.paths):
+            storage, found = listing.located(paths, self.storage.options, self.storage.credentials)
+        return self._changed(storage=storage, paths=found, version=None)
+
+    @property
+    def partitions(self) -> PartitionFormat | None:
+        """What the paths of its files say; None where they say nothing."""
+        return None if self.partition_format is None else parse_format(self.partition_format)
 
     def list_files(self) -> list[FileItem]:
         """Return the files as they are now, each once, sorted by path.
@@ -59,16 +104,28 @@ class FileDataset(Dataset):
         Raises:
             DatasetError: a path does not exist, or a folder or glob has no file.
         """
-        return listing.files_at(self.paths)
+        return listing.files_at(self.storage, self.paths)
+
+    def narrowed(self, paths: Iterable[str]) -> Self:
+        """Return the dataset of some of these files, without a name."""
+        return self._changed(paths=tuple(paths), name=None, version=None)
 
     def to_path(self) -> str:
-        """Return the file, or the folder that holds the files."""
+        """Return the file or URL, or the folder that holds the files."""
         roots = [listing.root_of(path) for path in self.paths]
+        if not self.storage.is_local:
+            return remote.common_root(roots)
         return roots[0] if len(roots) == 1 else os.path.commonpath(roots)
+
+    def shows_changes(self, files: Sequence[FileItem]) -> bool:
+        """Whether a changed file would be seen."""
+        return self.content or super().shows_changes(files)
 
     def fingerprint_parts(self, files: Sequence[FileItem]) -> Iterator[str]:
         """Yield each file's path and size, with its time or (`content=True`) a hash of what is in it."""
         yield f"files|content={self.content}"
+        if self.partition_format is not None:
+            yield f"partition_format={self.partition_format}"
         yield from file_parts(files, content=self.content)
 
     def __repr__(self) -> str:
@@ -77,19 +134,30 @@ class FileDataset(Dataset):
         return f"FileDataset({self.paths[0]!r}{more}{named})"
 
 
+def _opened_alike(urls: Sequence[str]) -> set[tuple[str, str]]:
+    """Return the storages that URLs end at: the protocol, and of web servers also which one."""
+    ends = [urlsplit(url.rpartition("::")[2]) for url in urls]
+    return {(end.scheme, end.netloc if end.scheme in ("http", "https") else "") for end in ends}
+
+
 def file_parts(files: Sequence[FileItem], *, content: bool = False) -> Iterator[str]:
     """Yield what tells each file from an earlier state of it.
 
     Raises:
         DatasetError: a file whose content is wanted cannot be read.
     """
-    for path, size, modified_ns in files:
-        yield f"{path}|{size}|{_digest(path) if content else modified_ns}"
+    if not content:
+        for path, size, modified_ns, etag in files:
+            yield f"{path}|{size}|{etag or modified_ns}"
+        return
+    digests = mapped(lambda file: _digest(file.path), files, at_once=remote_file.at_once(files))
+    for file, digest in zip(files, digests, strict=True):
+        yield f"{file.path}|{file.size}|{digest}"
 
 
 def _digest(path: str) -> str:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  (paths are text throughout)
-            return hashlib.file_digest(file, "blake2b").hexdigest()
+        with source_path.open_file(path) as file:
+            return hashlib.file_digest(cast("io.FileIO", file), "blake2b").hexdigest()
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error

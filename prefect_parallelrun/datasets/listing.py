@@ -1,72 +1,60 @@
 """From paths, folders and globs to files with their sizes and times, quickly."""
 # Paths are text here, since Path objects would double the time for 100,000 files.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH114, PTH116, PTH118, PTH120, PTH207
+# ruff: noqa: PTH112, PTH113, PTH114, PTH116, PTH118, PTH120, PTH207
 
 from __future__ import annotations
 
 import glob
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from urllib.parse import unquote, urlsplit
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from prefect_parallelrun import errors
-from prefect_parallelrun.datasets.dataset import FileItem, refuse_later
-from prefect_parallelrun.errors import DatasetError
+from prefect_parallelrun.datasets import remote
+from prefect_parallelrun.datasets.dataset import FileItem
+from prefect_parallelrun.datasets.storage import Storage
+from prefect_parallelrun.errors import DatasetError, NotThere
 
 PathsArgument = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
 
-def local_paths(
-    paths: PathsArgument, partition_format: object, storage_options: object, credentials: object
-) -> tuple[str, ...]:
-    """Return paths and globs as given, made absolute now: the working directory may change.
-
-    The other parameters are those of every dataset of files, none of which works yet.
+def located(
+    paths: PathsArgument, storage_options: Mapping[str, Any] | None, credentials: object
+) -> tuple[Storage, tuple[str, ...]]:
+    """Return where paths and globs are, and they themselves; local ones absolute, since the working
+    directory may change.
 
     Raises:
-        ConfigError: there is none, one is no path, or one is a URL of another kind than `file://`; or
-            a parameter that is not supported yet has a value.
+        ConfigError: there is none, one is no path, or they are in several storages; or what opens a
+            storage cannot be used.
     """
-    refuse_later(
-        partition_format=partition_format, storage_options=storage_options, credentials=credentials
-    )
     given = [paths] if isinstance(paths, str | os.PathLike) else paths
     if not isinstance(given, Iterable) or isinstance(given, bytes):
-        raise errors.refuse("paths", paths, "give a path, a glob, or a list of them")
-    found = tuple(absolute_path("paths", path) for path in given)
+        raise errors.refuse("paths", paths, "give a path, a glob, a URL, or a list of them")
+    found = [remote.located("paths", path, storage_options, credentials) for path in given]
     if not found:
         raise errors.refuse("paths", paths, "give at least one path")
-    return found
-
-
-def absolute_path(parameter: str, path: object) -> str:
-    """Return one path or glob made absolute, its `~` and `file://` resolved.
-
-    Raises:
-        ConfigError: it is no path, or a URL of another kind than `file://`.
-    """
-    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise errors.refuse(parameter, path, "give a path as text or as a pathlib.Path")
-    if "://" in text:
-        url = urlsplit(text)
-        if url.scheme != "file" or url.netloc not in ("", "localhost"):
+    storage = found[0][0]
+    for other, path in found:
+        if other != storage:
             raise errors.refuse(
-                parameter,
-                f"{url.scheme}://…",
-                "only local paths and file:// URLs are supported so far",
+                "paths",
+                path,
+                f"the others are in {storage.protocol}://, or opened by another secret: give one dataset for "
+                "each storage",
             )
-        text = unquote(url.path)
-    return os.path.abspath(os.path.expanduser(text))
+    return storage, tuple(path for _, path in found)
 
 
-def files_at(paths: Iterable[str]) -> list[FileItem]:
-    """Return the files that absolute paths, folders and globs stand for, each once, sorted by path.
+def files_at(storage: Storage, paths: Iterable[str]) -> list[FileItem]:
+    """Return the files that paths, folders and globs stand for, each once, sorted by path.
 
     Raises:
         DatasetError: a path does not exist, a folder or glob has no file, a link leads nowhere.
     """
+    if not storage.is_local:
+        return remote.files_at(storage, paths)
     found: dict[str, FileItem] = {}
     for path in paths:
         empty = True
@@ -87,12 +75,30 @@ def is_glob(path: str) -> bool:
 
 
 def root_of(path: str) -> str:
-    """Return the path itself, or the folder that a glob's matches are all in."""
+    """Return the path or URL itself, or the folder that a glob's matches are all in."""
+    if remote.is_url(path):
+        return remote.root_of(path)
     if not is_glob(path):
         return path
     while glob.has_magic(path):
         path = os.path.dirname(path)
     return path
+
+
+def would_list(path: str, file: str) -> bool:
+    """Say whether a path or glob would list a file, local or a URL, if that was there."""
+    if remote.is_url(path):
+        base, pattern = remote.base_and_pattern(path)
+    else:
+        base = root_of(path)
+        pattern = path[len(base) :].lstrip("/") if is_glob(path) else ""
+        base, file = os.path.realpath(base), os.path.realpath(file)
+    start = base.rstrip("/") + "/"
+    if not file.startswith(start) or os.path.isfile(base):
+        return False
+    # On this machine two stars are one where they are not all of a name.
+    names = [name if name == "**" else name.replace("**", "*") for name in pattern.split("/")]
+    return not pattern or remote.matcher("/".join(names))(file.removeprefix(start))
 
 
 def _files_of(path: str) -> Iterator[FileItem]:
@@ -188,6 +194,6 @@ def _status(path: str) -> os.stat_result:
 def _unlistable(path: str, error: OSError) -> DatasetError:
     if isinstance(error, FileNotFoundError):
         if os.path.islink(path):
-            return DatasetError(f"{path} is a link to a file that does not exist")
-        return DatasetError(f"{path} does not exist")
+            return NotThere(f"{path} is a link to a file that does not exist")
+        return NotThere(f"{path} does not exist")
     return DatasetError(f"{path} cannot be listed: {error.strerror}")

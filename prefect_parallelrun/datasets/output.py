@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect_parallelrun import errors
-from prefect_parallelrun.datasets import listing
-from prefect_parallelrun.datasets.dataset import checked_name, refuse_later
+from prefect_parallelrun.datasets import remote
+from prefect_parallelrun.datasets.dataset import checked_name
 from prefect_parallelrun.datasets.files import FileDataset
+from prefect_parallelrun.datasets.storage import LOCAL, Storage
 
 
 class OutputFileDatasetConfig:
@@ -27,16 +28,20 @@ class OutputFileDatasetConfig:
 
         Args:
             name: Letters, digits, underscores and dashes.
-            destination: A folder, made if missing. None: a folder of the run.
+            destination: A folder, made if missing, or a URL of any storage that fsspec knows, to
+                which the output is taken at the end. None: a folder of the run.
+            storage_options: What fsspec needs to open the storage; secrets in it are never kept.
+            credentials: A Prefect block that gives them, saved, or its name.
 
         Raises:
-            ConfigError: a value cannot be used, or a parameter that is not supported yet is given.
+            ConfigError: a value cannot be used.
         """
-        refuse_later(storage_options=storage_options, credentials=credentials)
         self._name = checked_name(name)
-        self._destination = (
-            None if destination is None else listing.absolute_path("destination", destination)
-        )
+        self._storage, self._destination = LOCAL, None
+        if destination is not None:
+            self._storage, self._destination = remote.located(
+                "destination", destination, storage_options, credentials
+            )
 
     @property
     def name(self) -> str:
@@ -44,8 +49,13 @@ class OutputFileDatasetConfig:
         return self._name
 
     @property
+    def storage(self) -> Storage:
+        """Where the folder is."""
+        return self._storage
+
+    @property
     def destination(self) -> str | None:
-        """The folder, absolute; None for a folder of the run."""
+        """The folder, absolute, or its URL; None for a folder of the run."""
         return self._destination
 
     def as_input(self, name: str | None = None) -> FileDataset:
@@ -60,7 +70,8 @@ class OutputFileDatasetConfig:
                 None,
                 "to be an input it must be a folder; or give the step's result to the next step",
             )
-        return FileDataset.from_files(self._destination).as_named_input(name or self._name)
+        dataset = FileDataset((self._destination,), storage=self._storage)
+        return dataset.as_named_input(name or self._name)
 
     def __repr__(self) -> str:
         return f"OutputFileDatasetConfig({self._name!r}, {self._destination!r})"

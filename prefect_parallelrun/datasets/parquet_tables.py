@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
-from prefect_parallelrun.datasets import sampling
+from prefect_parallelrun.datasets import remote_file, sampling
+from prefect_parallelrun.datasets.concurrent import mapped
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun.errors import DatasetError
 from prefect_parallelrun_runtime import typed_tables
+from prefect_parallelrun_runtime.source_path import for_arrow
 
 
 class RowGroups(NamedTuple):
@@ -39,9 +41,13 @@ def settle_parquet(files: Sequence[FileItem]) -> tuple[dict[str, Any], dict[str,
     # pandas reads all files by what the first says of itself.
     own_dtypes: set[str] = set()
     groups: dict[str, RowGroups] = {}
-    for file in sampling.spread(files, sampling.MAX_FILES):
-        footer = _footer(file.path)
+    chosen = sampling.spread(files, sampling.MAX_FILES)
+    footers = mapped(lambda file: _footer(file.path), chosen, at_once=remote_file.at_once(chosen))
+    for file, footer in zip(chosen, footers, strict=True):
         schema = _decoded(footer.schema.to_arrow_schema())
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise DatasetError(f"{file.path}: several columns are called {twice[0]!r}; rename them")
         if not schemas:
             own_dtypes = _pandas_own(schema)
         elif sorted(schema.names) != sorted(schemas[0].names):
@@ -50,8 +56,9 @@ def settle_parquet(files: Sequence[FileItem]) -> tuple[dict[str, Any], dict[str,
         if not any(schema.equals(known) for known in schemas):
             schemas.append(schema)
         names = [name for name in _without_nulls(schema) if name not in gaps | own_dtypes]
-        gaps |= _columns_with_gaps(file.path, footer, names)
-        groups[file.path] = _row_groups(footer, file)
+        seen = _look_at(footer, file, names)
+        groups[file.path] = seen.groups
+        gaps |= seen.gaps | _gaps_in_data(file.path, footer, seen.silent)
     try:
         unified = pa.unify_schemas(schemas, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -72,7 +79,7 @@ def row_groups_of(file: FileItem) -> RowGroups:
     Raises:
         DatasetError: it is no Parquet file.
     """
-    return _row_groups(_footer(file.path), file)
+    return _look_at(_footer(file.path), file, ()).groups
 
 
 def _footer(path: str) -> Any:
@@ -80,23 +87,65 @@ def _footer(path: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_metadata(path)
+        return pq.read_metadata(for_arrow(path))
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _row_groups(footer: Any, file: FileItem) -> RowGroups:
-    groups = [footer.row_group(place) for place in range(footer.num_row_groups)]
-    rows = array("q", [group.num_rows for group in groups])
-    if not footer.num_columns:
-        return RowGroups(array("q", [0] * len(groups)), rows)
-    # Where the next one begins tells the bytes of a row group; asking each column takes far longer.
-    starts = [_start(group.column(0)) for group in groups]
+class _Seen(NamedTuple):
+    """What a footer tells."""
+
+    groups: RowGroups
+    gaps: set[str]
+    """Columns in which a value is missing."""
+    silent: dict[str, list[int]]
+    """By other columns: the row groups of which it does not tell whether a value is missing."""
+
+
+def _look_at(footer: Any, file: FileItem, names: Sequence[str]) -> _Seen:
+    """Return what a footer tells of its row groups, and of gaps in some columns.
+
+    One pass that keeps no part of the footer: of a large one they are many, and costly to make.
+    """
+    described = [footer.schema.column(place) for place in range(footer.num_columns)]
+    places = {column.path: place for place, column in enumerate(described)}
+    wanted = [
+        (name, places[name]) for name in names if described[places[name]].max_definition_level
+    ]
+    rows, starts = array("q"), array("q")
+    gaps: set[str] = set()
+    silent: dict[str, list[int]] = {}
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        rows.append(group.num_rows)
+        if not described:
+            continue
+        first = group.column(0)
+        starts.append(_start(first))
+        if not rows[-1]:
+            continue  # nobody writes statistics of no rows
+        for name, place in wanted:
+            statistics = (group.column(place) if place else first).statistics
+            if statistics is None or not statistics.has_null_count:
+                silent.setdefault(name, []).append(number)
+            elif statistics.null_count:
+                gaps.add(name)
+        if gaps:
+            wanted = [(name, place) for name, place in wanted if name not in gaps]
+    unknown = {name: some for name, some in silent.items() if name not in gaps}
+    return _Seen(RowGroups(_sizes(footer, file, starts), rows), gaps, unknown)
+
+
+def _sizes(footer: Any, file: FileItem, starts: array[int]) -> array[int]:
+    """Return the bytes of each row group: to where the next one begins, as asking each column takes far longer."""
+    if not starts:
+        return array("q", [0] * footer.num_row_groups)
     ends = [*starts[1:], file.size - footer.serialized_size]
-    sizes = [end - start for start, end in zip(starts, ends, strict=True)]
-    if any(size < 0 for size in sizes):
-        sizes = [group.total_byte_size for group in groups]
-    return RowGroups(array("q", sizes), rows)
+    sizes = array("q", [end - start for start, end in zip(starts, ends, strict=True)])
+    if min(sizes) < 0:
+        numbers = range(footer.num_row_groups)
+        return array("q", [footer.row_group(number).total_byte_size for number in numbers])
+    return sizes
 
 
 def _start(column: Any) -> int:
@@ -127,30 +176,6 @@ def _without_nulls(schema: Any) -> list[str]:
     ]
 
 
-def _columns_with_gaps(path: str, footer: Any, names: Sequence[str]) -> set[str]:
-    """Return those of the columns in which a value is missing."""
-    described = [footer.schema.column(place) for place in range(footer.num_columns)]
-    places = {column.path: place for place, column in enumerate(described)}
-    groups = [footer.row_group(place) for place in range(footer.num_row_groups)]
-    gaps: set[str] = set()
-    silent: dict[str, list[int]] = {}
-    for name in names:
-        if not described[places[name]].max_definition_level:
-            continue
-        for place, group in enumerate(groups):
-            # Nobody writes statistics of no rows.
-            if not group.num_rows:
-                continue
-            statistics = group.column(places[name]).statistics
-            if statistics is None or not statistics.has_null_count:
-                silent.setdefault(name, []).append(place)
-            elif statistics.null_count:
-                gaps.add(name)
-                break
-    unknown = {name: some for name, some in silent.items() if name not in gaps}
-    return gaps | _gaps_in_data(path, footer, unknown)
-
-
 def _gaps_in_data(path: str, footer: Any, unknown: Mapping[str, Sequence[int]]) -> set[str]:
     """Return those of the columns in which a value is missing, by reading these columns alone.
 
@@ -165,7 +190,7 @@ def _gaps_in_data(path: str, footer: Any, unknown: Mapping[str, Sequence[int]]) 
     gaps: set[str] = set()
     groups = sorted({place for some in unknown.values() for place in some})
     try:
-        with pq.ParquetFile(path, metadata=footer) as file:
+        with pq.ParquetFile(for_arrow(path), metadata=footer) as file:
             for batch in file.iter_batches(row_groups=groups, columns=list(unknown)):
                 gaps |= {name for name in unknown if batch.column(name).null_count}
                 if len(gaps) == len(unknown):

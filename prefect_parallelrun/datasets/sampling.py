@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
+from prefect_parallelrun.datasets import remote_file
+from prefect_parallelrun.datasets.concurrent import mapped
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun_runtime import text_files
 from prefect_parallelrun_runtime.load_error import LoadError, Unfit
@@ -50,27 +52,33 @@ def samples(files: Sequence[FileItem], reader: dict[str, Any]) -> Iterator[Sampl
     whole = sum(file.size for file in filled) <= SAMPLE_BYTES
     chosen = spread(filled, MAX_FILES)
     share = SAMPLE_BYTES // len(chosen) if chosen else 0
-    for file in chosen:
+
+    def of_file(file: FileItem) -> Sample:
         try:
-            sample = _sample(file, reader, None if whole else share)
+            return _sample(file, reader, None if whole else share)
         except Unfit as unfit:
             raise LoadError(f"{file.path}: {unfit.reason}") from None
         except UnicodeDecodeError as error:
             raise LoadError(
                 f"{file.path}: {error}; name the right encoding= for the dataset"
             ) from None
-        yield sample
+
+    yield from mapped(of_file, chosen, at_once=remote_file.at_once(chosen))
 
 
 def _sample(file: FileItem, reader: dict[str, Any], share: int | None) -> Sample:
     """Return rows of one file, of about `share` bytes; all rows for None."""
     if not text_files.can_cut(file.path, reader["encoding"]):
         return _head_of_stream(file.path, reader, SAMPLE_BYTES if share is None else share)
-    first, start = _head(file.path, reader)
     if share is None or file.size <= max(share, 3 * _SMALLEST_BLOCK):
-        raw = text_files.exact_range(file.path, min(start, file.size), file.size)
+        with remote_file.fetched(file.path, [(0, file.size)]):
+            first, start = _head(file.path, reader)
+            raw = text_files.exact_range(file.path, min(start, file.size), file.size)
     else:
-        raw = b"".join(_blocks(file, reader, share, start))
+        first, start = _head(file.path, reader)
+        ranges = _ranges(file, share, start)
+        with remote_file.fetched(file.path, ranges):
+            raw = b"".join(_blocks(file, reader, ranges, start))
     return Sample(file.path, first, text_files.as_utf8(raw, reader["encoding"], errors="replace"))
 
 
@@ -88,19 +96,29 @@ def _head(path: str, reader: dict[str, Any]) -> tuple[list[str] | None, int]:
     return None, text_files.bom_length(path)
 
 
-def _blocks(file: FileItem, reader: dict[str, Any], share: int, data_start: int) -> Iterator[bytes]:
+def _ranges(file: FileItem, share: int, data_start: int) -> list[tuple[int, int]]:
     count = max(3, share // _BLOCK)
     length = max(share // count, _SMALLEST_BLOCK)
+    starts = [
+        max(place * (file.size - length) // (count - 1), data_start) for place in range(count)
+    ]
+    return [(start, min(start + length, file.size)) for start in starts]
+
+
+def _blocks(
+    file: FileItem,
+    reader: dict[str, Any],
+    ranges: Sequence[tuple[int, int]],
+    data_start: int,
+) -> Iterator[bytes]:
     quoting = text_files.row_separator(reader)
-    for place in range(count):
-        start = max(place * (file.size - length) // (count - 1), data_start)
-        end = min(start + length, file.size)
+    for place, (start, end) in enumerate(ranges):
         if quoting is None:
             _, block = text_files.rows_of_range(
                 file.path, start, end, data_start, longest=_LONGEST_ROW
             )
         elif place == 0:
-            block = _first_rows(file, start, length, quoting)
+            block = _first_rows(file, start, end - start, quoting)
         else:
             block = _likely_rows(
                 text_files.exact_range(file.path, start, end), quoting, end == file.size

@@ -3,49 +3,47 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
 from prefect_parallelrun import errors
 from prefect_parallelrun.datasets import column_types as types
-from prefect_parallelrun.datasets import frames, listing, parquet_tables, text_tables
+from prefect_parallelrun.datasets import (
+    frames,
+    hive,
+    listing,
+    parquet_tables,
+    remote,
+    sql_connection,
+    sql_tables,
+)
 from prefect_parallelrun.datasets.dataset import Dataset, FileItem
 from prefect_parallelrun.datasets.files import file_parts
+from prefect_parallelrun.datasets.partitions import Partitions, checked_format, parse_format
+from prefect_parallelrun.datasets.reader_schema import add_constants, schema_of
+from prefect_parallelrun.datasets.sql_tables import SqlTable
+from prefect_parallelrun.datasets.storage import LOCAL, Storage
+from prefect_parallelrun.datasets.table_settings import (
+    Reading,
+    TableSettings,
+    checked_encoding,
+    checked_separator,
+    settled,
+)
 from prefect_parallelrun.errors import DatasetError
-from prefect_parallelrun_runtime import text_files
+from prefect_parallelrun_runtime import text_files, typed_tables
 from prefect_parallelrun_runtime.load import load
-from prefect_parallelrun_runtime.load_error import LoadError, Unfit
+from prefect_parallelrun_runtime.load_error import LoadError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Format = Literal["delimited", "json_lines", "parquet", "frame"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TableSettings:
-    """How a table is to be read, as the user said."""
-
-    format: Format
-    separator: str = ","
-    header: bool = True
-    encoding: str = "utf-8"
-    multi_line: bool = False
-    column_types: dict[str, str] = field(default_factory=dict)
-    limit: int | None = None
-    """Only so many rows, the first; None for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """How the worker processes read the table: settled once for all mini-batches."""
-
-    reader: dict[str, Any]
-    """JSON, for `prefect_parallelrun_runtime.load`."""
-    row_groups: dict[str, parquet_tables.RowGroups]
-    """For Parquet, by path: what was seen in the footers that were looked at."""
+_PARTITIONING = "prefect_parallelrun.planning.partition_by"
+"""Loaded by name, when it is called: to be written anew a table is cut, and cutting knows of tables."""
 
 
 class TabularDataset(Dataset):
@@ -53,7 +51,7 @@ class TabularDataset(Dataset):
 
     In delimited text a missing value is what pandas takes for one (nothing, `NA`, `NaN`, `null`, …),
     in columns of text too; integers with gaps become floats; dates become `datetime64[ns]`. Numbers too
-    long for int64, or written as `0x1F`, stay text. Category columns are given as the values they stand
+    long for int64, and columns of numbers with one written as `007` or `0x1F`, stay text. Category columns are given as the values they stand
     for, since the categories would differ from mini-batch to mini-batch. The types come from a sample of the whole table. A value further on that
     does not fit fails its mini-batch, with an error that names file, row and column: set
     `column_types` then.
@@ -66,14 +64,16 @@ class TabularDataset(Dataset):
         settings: TableSettings,
         *,
         paths: tuple[str, ...] = (),
+        storage: Storage = LOCAL,
         frame: pd.DataFrame | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(storage)
         self.__dict__.update(settings=settings, paths=paths, frame=frame)
 
     settings: TableSettings
     paths: tuple[str, ...]
-    """Files, folders and globs, absolute; none for a DataFrame."""
+    """Files, folders and globs, absolute, or URLs; none for a DataFrame. For a query, its database, as
+    people may see it."""
     frame: pd.DataFrame | None
     """The DataFrame that the table was made from, if it was."""
 
@@ -102,25 +102,28 @@ class TabularDataset(Dataset):
                 compressed one (.gz, .bz2, .xz, .zst), is one mini-batch.
             support_multi_line: Whether quoted values may hold line ends. Then the files are read once
                 while mini-batches are made.
-            column_types: Type by column: int64, float64, string, bool, datetime64[ns] or [us], and these
-                with `, UTC` for times that name their zone. The other columns' types are found.
+            column_types: Type by column: int64, float64, string, bool, boolean (bool with gaps),
+                datetime64[ns] or [us], and these with `, UTC` for times that name their zone. The other columns' types are found.
+            partition_format: As for `FileDataset.from_files`; the values become the last columns, text
+                or datetime64[ns].
 
         Raises:
-            ConfigError: a parameter cannot be used, or is not supported yet.
+            ConfigError: a parameter cannot be used.
         """
-        local = listing.local_paths(paths, partition_format, storage_options, credentials)
+        storage, found = listing.located(paths, storage_options, credentials)
         for parameter, value in (("header", header), ("support_multi_line", support_multi_line)):
             if not isinstance(value, bool):
                 raise errors.refuse(parameter, value, "use True or False")
         settings = TableSettings(
             format="delimited",
-            separator=_known_separator(separator),
+            separator=checked_separator(separator),
             header=header,
-            encoding=_known_encoding(encoding),
+            encoding=checked_encoding(encoding),
             multi_line=support_multi_line,
             column_types=types.checked(column_types),
+            partition_format=checked_format(partition_format),
         )
-        return cls(settings, paths=local)
+        return cls(settings, paths=found, storage=storage)
 
     @classmethod
     def from_json_lines_files(
@@ -142,17 +145,19 @@ class TabularDataset(Dataset):
             paths: As for `FileDataset.from_files`.
             encoding: As for `from_delimited_files`.
             column_types: As for `from_delimited_files`; it may also name keys that are very rare.
+            partition_format: As for `from_delimited_files`.
 
         Raises:
-            ConfigError: a parameter cannot be used, or is not supported yet.
+            ConfigError: a parameter cannot be used.
         """
-        local = listing.local_paths(paths, partition_format, storage_options, credentials)
+        storage, found = listing.located(paths, storage_options, credentials)
         settings = TableSettings(
             format="json_lines",
-            encoding=_known_encoding(encoding),
+            encoding=checked_encoding(encoding),
             column_types=types.checked(column_types),
+            partition_format=checked_format(partition_format),
         )
-        return cls(settings, paths=local)
+        return cls(settings, paths=found, storage=storage)
 
     @classmethod
     def from_parquet_files(
@@ -172,12 +177,57 @@ class TabularDataset(Dataset):
         Args:
             paths: As for `FileDataset.from_files`; files of 0 bytes, such as Spark's `_SUCCESS`, are
                 left out.
+            partition_format: As for `from_delimited_files`.
 
         Raises:
-            ConfigError: a parameter cannot be used, or is not supported yet.
+            ConfigError: a parameter cannot be used.
         """
-        local = listing.local_paths(paths, partition_format, storage_options, credentials)
-        return cls(TableSettings(format="parquet"), paths=local)
+        storage, found = listing.located(paths, storage_options, credentials)
+        settings = TableSettings(
+            format="parquet", partition_format=checked_format(partition_format)
+        )
+        return cls(settings, paths=found, storage=storage)
+
+    @classmethod
+    def from_sql_query(
+        cls,
+        connection: object,
+        query: str,
+        *,
+        partition_column: str | None = None,
+        column_types: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """Return the table of the rows that a database gives for a query (R25).
+
+        The nodes send the query, each mini-batch for itself, in a transaction that only reads; the
+        driver never holds the rows. Whether they have changed since an earlier run nobody can see, so
+        a completed run is never reused.
+
+        Args:
+            connection: A SQLAlchemy URL, `postgresql://user:password@host/database` or
+                `sqlite:///file.db`; an engine, for its URL; or a Prefect block, or its name. The
+                password is shown nowhere.
+            query: One SELECT, or WITH … SELECT; no parameters.
+            partition_column: Column of numbers, dates or timestamps. The range of its values is cut
+                into mini-batches of equal width, of about `mini_batch_size` in all, and the rows
+                without a value in it are one more. None: the query is one mini-batch.
+            column_types: As for `from_delimited_files`.
+
+        Raises:
+            ConfigError: a parameter cannot be used, or SQLAlchemy or a driver is not installed.
+        """
+        storage, place = sql_connection.located(connection)
+        if partition_column is not None and (
+            not isinstance(partition_column, str) or not partition_column
+        ):
+            raise errors.refuse("partition_column", partition_column, "give a column's name")
+        settings = TableSettings(
+            format="sql",
+            column_types=types.checked(column_types),
+            query=sql_tables.checked_query(query),
+            partition_column=partition_column,
+        )
+        return cls(settings, paths=(place,), storage=storage)
 
     @classmethod
     def from_pandas_dataframe(cls, dataframe: pd.DataFrame) -> Self:
@@ -195,6 +245,46 @@ class TabularDataset(Dataset):
         frame = frames.without_categories(dataframe.reset_index(drop=True))
         return cls(TableSettings(format="frame"), frame=frame)
 
+    def partition_by(
+        self,
+        partition_keys: Sequence[str],
+        target: str | os.PathLike[str],
+        *,
+        storage_options: Mapping[str, Any] | None = None,
+        credentials: object = None,
+    ) -> TabularDataset:
+        """Write the table anew, so that each combination of the keys' values is a folder of Parquet.
+
+        The folders are called `store=1/brand=x`; what stands there has all columns but the keys. The
+        table that is returned has all columns, with the dtypes and in the order of this one, and the
+        `partition_keys`. The rows of a combination keep their order; a missing value is a value. The
+        table is read range by range, by this process, and never held as a whole; twice its size is
+        needed on disk while it is written.
+
+        A reader sees nothing of `target` before all is written. What an earlier call with the same
+        keys and the same table wrote there stays if the table's files have not changed since, and is
+        replaced otherwise: on this machine by two renames, in other storages by removing the old
+        files first, and until the new ones are complete the folder cannot be read. Nor can the table
+        that is returned be read when a file of it is missing later. Of calls for one target at the same
+        time each waits for the one before on this machine; in other storages the earlier one fails.
+
+        Args:
+            partition_keys: Columns of text, numbers, truth values, dates or times.
+            target: A folder that is empty, or not there, or the result of the same call; or a URL. Not
+                among the files that the table is read from.
+            storage_options: What opens the storage of the URL, as fsspec has it.
+            credentials: A Prefect block that does.
+
+        Raises:
+            ConfigError: a key is no column that can be one, or `target` cannot be used.
+            DatasetError: the table cannot be read, or not be written.
+        """
+        storage, path = remote.located("target", target, storage_options, credentials)
+        partition_table = import_module(_PARTITIONING).partition_table
+        partitioned = partition_table(self, partition_keys, storage, path)
+        settings = TableSettings(format="parquet", partitioned=partitioned)
+        return TabularDataset(settings, paths=(path,), storage=storage)
+
     def take(self, n: int) -> Self:
         """Return the table of the first `n` rows: one mini-batch, or one per file it goes over.
 
@@ -210,21 +300,55 @@ class TabularDataset(Dataset):
         return self._changed(settings=TableSettings(**{**given, "limit": limit}))
 
     def list_files(self) -> list[FileItem]:
-        """Return the files as they are now, each once, sorted by path; none for a DataFrame.
+        """Return the files as they are now, each once, sorted by path; none for a DataFrame or a query.
 
         Raises:
             DatasetError: a path does not exist, or a folder or glob has no file.
         """
-        files = listing.files_at(self.paths) if self.frame is None else []
+        if self.frame is not None or self.sql is not None:
+            return []
+        files = listing.files_at(self.storage, self.paths)
         if self.settings.format == "parquet":
             # As in text tables a file of 0 bytes has no rows; Spark marks with one that it is done.
+            hive.check_finished(file.path for file in files if not file.size)
+            if self.settings.partitioned is not None:
+                hive.check_whole(files, self.paths[0], self.partition_keys)
             return [file for file in files if file.size]
         return files
+
+    @property
+    def sql(self) -> SqlTable | None:
+        """The query whose rows it has; None for all other tables."""
+        if self.settings.format != "sql":
+            return None
+        return SqlTable(
+            storage=self.storage,
+            place=self.paths[0],
+            query=self.settings.query,
+            partition_column=self.settings.partition_column,
+            column_types=self.settings.column_types,
+        )
+
+    def shows_changes(self, files: Sequence[FileItem]) -> bool:
+        """Return whether a change of the data would show; that of a query never does."""
+        return self.sql is None and super().shows_changes(files)
+
+    @property
+    def partitions(self) -> Partitions | None:
+        """What the paths of its files say; None where they say nothing."""
+        settings = self.settings
+        if settings.partitioned is not None:
+            return hive.HivePartitions(settings.partitioned["kinds"])
+        return (
+            None if settings.partition_format is None else parse_format(settings.partition_format)
+        )
 
     def fingerprint_parts(self, files: Sequence[FileItem]) -> Iterator[str]:
         """Yield how the table is read, and each file's path, size and time, or a hash of the DataFrame."""
         yield f"table|{json.dumps(asdict(self.settings), sort_keys=True)}"
         yield from file_parts(files)
+        if self.sql is not None:
+            yield self.sql.place
         if self.frame is not None:
             yield frames.digest_of(self.frame)
 
@@ -238,24 +362,12 @@ class TabularDataset(Dataset):
             DatasetError: the files cannot be read, or differ in their columns.
         """
         settings = self.settings
-        if settings.format in ("parquet", "frame"):
-            reader, row_groups = parquet_tables.settle_parquet(files)
-            return Reading(reader=reader, row_groups=row_groups)
-        if settings.format == "json_lines":
-            described: dict[str, Any] = {"encoding": settings.encoding}
-            settle = text_tables.settle_json_lines
-        else:
-            described = {
-                "separator": settings.separator,
-                "header": settings.header,
-                "encoding": settings.encoding,
-                "multi_line": settings.multi_line,
-            }
-            settle = text_tables.settle_delimited
-        try:
-            return Reading(reader=settle(files, described, settings.column_types), row_groups={})
-        except (LoadError, Unfit, OSError) as error:
-            raise DatasetError(f"the columns' types cannot be settled: {error}") from error
+        if settings.partitioned is not None:
+            return Reading(reader=settings.partitioned["reader"], row_groups={})
+        reading = settled(settings, files)
+        if settings.partition_format is not None:
+            add_constants(reading.reader, parse_format(settings.partition_format))
+        return reading
 
     def first_rows(self, files: Sequence[FileItem], reading: Reading) -> Iterator[dict[str, Any]]:
         """Yield what to load for the rows that `take` left, file by file.
@@ -278,7 +390,11 @@ class TabularDataset(Dataset):
             rows = min(rows, left)
             left -= rows
             if rows:
-                yield {"path": file.path, "rows": rows}
+                yield {"path": file.path, "rows": rows, **self._constants(file.path)}
+
+    def _constants(self, path: str) -> dict[str, Any]:
+        """Return what a mini-batch must know of the columns that only the file's path tells."""
+        return {} if self.partitions is None else {"constants": self.partitions.values(path)}
 
     def to_pandas_dataframe(self) -> pd.DataFrame:
         """Return the whole table, with the dtypes that the mini-batches have.
@@ -290,39 +406,29 @@ class TabularDataset(Dataset):
 
         if self.frame is not None:
             return self.frame.copy()
+        if self.sql is not None:
+            return self.sql.read(self.settings.limit)
         files = self.list_files()
         reading = self.settle(files)
-        works: Iterator[dict[str, Any]] = ({"path": file.path} for file in files)
+        works: Iterator[dict[str, Any]] = (
+            {"path": file.path, **self._constants(file.path)} for file in files
+        )
         if self.settings.limit is not None:
             works = self.first_rows(files, reading)
         try:
             frames = [load(work, reading.reader).data for work in works]
         except LoadError as error:
             raise DatasetError(str(error)) from error
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        if not frames:
+            none = schema_of(reading.reader).empty_table()
+            frames = [typed_tables.to_frame(none, reading.reader.get("objects", []))]
+        whole: pd.DataFrame = pd.concat(frames, ignore_index=True)
+        return whole
 
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         place = "DataFrame" if self.frame is not None else f"{self.paths[0]!r}{more}"
+        if self.sql is not None:
+            place = repr(self.sql.label)
         named = f", name={self.name!r}" if self.name else ""
         return f"TabularDataset({self.settings.format}: {place}{named})"
-
-
-def _known_separator(separator: object) -> str:
-    plain = isinstance(separator, str) and separator.isascii() and separator not in '"\r\n\0'
-    if not isinstance(separator, str) or not plain or len(separator) != 1:
-        raise errors.refuse("separator", separator, "use one ASCII character, no quote or line end")
-    return separator
-
-
-def _known_encoding(encoding: object) -> str:
-    if isinstance(encoding, str):
-        try:
-            text_files.is_bytewise(encoding)
-        except (LookupError, ValueError):
-            pass
-        else:
-            return encoding
-    raise errors.refuse(
-        "encoding", encoding, "use a name that Python knows, such as 'utf8' or 'latin-1'"
-    )

@@ -60,6 +60,13 @@ def settle_delimited(
         [name, given.get(name) or columns.get(name, Evidence(NO_VALUE, False)).settled()]
         for name in expected
     ]
+    reader["numbers"] = [
+        name
+        for name, kind in reader["columns"]
+        if kind in ("int64", "float64") and name not in given
+    ]
+    # Found by words, a column has no digits among its truth values; the user may mean a column of digits.
+    reader["digits"] = bool({"bool", typed_tables.BOOL_OR_NULL} & set(given.values()))
     return reader
 
 
@@ -72,27 +79,29 @@ def _evidence(
         return {}
 
     def parse(types: dict[str, Any] | None) -> Any:
-        multi_line = reader["multi_line"]
-        return delimited.parse(rows, reader["separator"], names, types, multi_line=multi_line)
+        return delimited.parse(
+            rows, reader["separator"], names, types, multi_line=reader["multi_line"], sample=True
+        )
 
     table = parse(None)
-    hexadecimal = b"0x" in rows or b"0X" in rows
+    codes = delimited.may_hold_codes(rows, reader["separator"])
     found: dict[str, Evidence] = {}
     for place, name in enumerate(names):
         if name in given:
             continue
         column = table.column(place)
         kind = _kind(column)
-        if kind == "float64" and _beyond_floats(column):
+        long = kind == "float64" and _beyond_floats(column)
+        if long or (codes and kind in ("int64", LONG, "float64")):
             text = parse({name: pa.string()}).column(0)
-            if any(_LONG_NUMBER.fullmatch(value) for value in text.to_pylist() if value):
-                kind = "string"
-        elif kind in ("int64", LONG) and hexadecimal:
-            text = parse({name: pa.string()}).column(0)
-            if delimited.first_hexadecimal(text) is not None:
+            if delimited.first_code(text) is not None or (long and _has_long_number(text)):
                 kind = "string"
         found[name] = Evidence(kind, column.null_count > 0)
     return found
+
+
+def _has_long_number(text: Any) -> bool:
+    return any(_LONG_NUMBER.fullmatch(value) for value in text.to_pylist() if value)
 
 
 def _kind(column: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from prefect_parallelrun.driver.bundle import sample
 from prefect_parallelrun.driver.schedule import Schedule
@@ -23,8 +22,8 @@ class Accounts:
     """The summary and the reports of one sitting; before `begin` it has only what earlier ones left."""
 
     paths: RunPaths
-    destination: Path
-    """The output folder."""
+    output: str
+    """The output folder, or its URL."""
     started_at: datetime
     """UTC, when the sitting began."""
     _plan: Plan | None = None
@@ -74,14 +73,14 @@ class Accounts:
             step=step,
             run_id=run_id,
             state=state,
-            output=str(self.destination),
+            output=self.output,
             started_at=self.started_at,
             ended_at=datetime.now(UTC),
             failure=failed,
         )
 
     def _items_of(self, indices: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
-        """Yield the items of mini-batches by going through the plan once more."""
+        """Yield input and items of mini-batches by going through the plan once more."""
         assert self._plan is not None
         wanted = set(indices)
         for mini_batch in self._plan:
@@ -90,4 +89,5 @@ class Accounts:
             if mini_batch.index in wanted:
                 wanted.discard(mini_batch.index)
                 files = mini_batch.work.get("files")
-                yield mini_batch.index, list(files if files is not None else sample(mini_batch))
+                items = list(files if files is not None else sample(mini_batch))
+                yield mini_batch.input_index, items

@@ -7,6 +7,9 @@ from typing import Any
 from prefect_parallelrun.driver.bundle import Pending, sample
 from prefect_parallelrun.models import AttemptError, AttemptRecord, Outcome
 
+MISFIT = "Misfit"
+"""The type of the error that the driver itself finds, when it sees the rows (R221)."""
+
 
 def success(member: Pending, node: str, result: dict[str, Any]) -> AttemptRecord:
     """Return the record of an attempt that succeeded: items without a row have failed (R16)."""
@@ -61,6 +64,17 @@ def failure(
         items_sample=sample(member.mini_batch, member.part),
         log_file=log_file,
     )
+
+
+def misfit(why: Exception) -> dict[str, Any]:
+    """Return what a result becomes of which the rows cannot stand in the output with those before."""
+    error = {
+        "category": "bad_return",
+        "type": MISFIT,
+        "message": str(why),
+        "stage": "result",
+    }
+    return {"outcome": Outcome.FAILED, "error": error}
 
 
 def node_loss(member: Pending) -> dict[str, Any]:

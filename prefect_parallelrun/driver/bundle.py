@@ -63,6 +63,8 @@ class Bundle:
     """Whether its node has no other bundle as long as this one is in flight."""
     started: bool = False
     """Whether a process has taken it up."""
+    fetched_s: float = 0.0
+    """Seconds that its node took to fetch its data; 0 for what is read in place."""
 
     @property
     def avoid(self) -> list[str]:
@@ -95,12 +97,18 @@ Ended = tuple[dict[str, Any], bytes]
 
 
 def sample(mini_batch: MiniBatch, part: Part | None = None, most: int = 3) -> tuple[str, ...]:
-    """Return the first items of a mini-batch as people name them: paths, or file and place in it."""
+    """Return the first items of a mini-batch as people name them: paths, or file and place in it.
+
+    Values of partition keys come first.
+    """
     work = mini_batch.work
+    key = [f"{name}={value}" for name, value in work.get("key", {}).items()]
     if "files" in work:
         files = work["files"] if part is None else work["files"][slice(*part)]
-        more = len(files) - most
-        return (*files[:most], *([f"… and {more:,} more"] if more > 0 else []))
+        return (*key, *_first(files, most))
+    if "paths" in work:
+        rows = [] if part is None else [f"rows {part[0]}-{part[1] - 1} of these"]
+        return (*key, *_first(work["paths"], most), *rows)
     if "rank" in work:
         return (f"rank {work['rank']}",)
     place = work["path"]
@@ -111,3 +119,8 @@ def sample(mini_batch: MiniBatch, part: Part | None = None, most: int = 3) -> tu
     if part is not None:
         place += f", rows {part[0]}-{part[1] - 1} of these"
     return (place,)
+
+
+def _first(paths: list[str], most: int) -> list[str]:
+    more = len(paths) - most
+    return [*paths[:most], *([f"… and {more:,} more"] if more > 0 else [])]

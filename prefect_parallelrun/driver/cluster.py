@@ -18,6 +18,7 @@ import distributed
 from prefect_parallelrun.driver.bundle import Bundle
 from prefect_parallelrun.driver.events import BundleEnded, Event
 from prefect_parallelrun.driver.nodes import JOIN_S, Node, Nodes
+from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.driver.tending import Tending
 from prefect_parallelrun.driver.watched import settled
@@ -82,10 +83,11 @@ class Cluster:
         """Address of the Dask dashboard, or empty."""
         return self._target.dashboard
 
-    def start(self, settings: messages.Settings, paths: RunPaths) -> None:
+    def start(self, settings: messages.Settings, paths: RunPaths, fetched: Fetched) -> None:
         """Make Dask workers nodes, now and as they come, until there are `node_count`."""
         self._shutdown_s = settings["shutdown_timeout_s"]
-        self._nodes.begin(settings, paths)
+        self._fetched = fetched
+        self._nodes.begin(settings, paths, fetched.sources)
         self._spawn(self._tending.tend())
 
     def submit(self, bundle: Bundle) -> None:
@@ -100,7 +102,7 @@ class Cluster:
             self._events.put(BundleEnded(number=bundle.number, frames=agent.STALE))
             return
         header = messages.BundleHeader(count=len(bundle.members), avoid=bundle.avoid)
-        tasks = json.dumps(bundle.tasks(), separators=(",", ":")).encode()
+        tasks = json.dumps(self._fetched.tasks(bundle), separators=(",", ":")).encode()
         future = self._nodes.submit(
             node,
             f"{bundle.number:07d}",

@@ -102,6 +102,11 @@ class Dispatch:
         if bundle := self._bundles.get(number):
             bundle.started = True
 
+    def fetched(self, number: int, seconds: float) -> None:
+        """Note how long the data of a bundle took to be fetched, if it is in flight."""
+        if bundle := self._bundles.get(number):
+            bundle.fetched_s = seconds
+
     def back(self, number: int) -> Bundle | None:
         """Return a bundle that is not in flight any more; None where it was not."""
         bundle = self._bundles.pop(number, None)
@@ -112,7 +117,8 @@ class Dispatch:
         return bundle
 
     def learn(self, seconds: float, volume: float, size: int) -> None:
-        """Learn from a bundle of so many mini-batches what one takes: seconds, and bytes of rows."""
+        """Learn from a bundle of so many mini-batches what one takes: seconds to run, or to fetch its
+        data where that is longer, and bytes of rows."""
         self._grown = max(self._grown, size)
         if self._mean_s is None:
             self._mean_s, self._mean_bytes = seconds, volume

@@ -38,6 +38,14 @@ class NoWorkerLeft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoSideInputs:
+    """The first node to come cannot have the side inputs; others would try as long, in vain."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeNews:
     """What a node's supervisor says of its processes."""
 
@@ -52,4 +60,4 @@ class BundleEnded:
     frames: bytes
 
 
-Event = NodeJoined | NodeLost | NoWorkerLeft | NodeNews | BundleEnded
+Event = NodeJoined | NodeLost | NoSideInputs | NoWorkerLeft | NodeNews | BundleEnded

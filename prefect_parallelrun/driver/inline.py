@@ -5,6 +5,7 @@ No cluster, no supervisor, no retries, no time-outs; the same loader and the sam
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -16,8 +17,15 @@ from typing import Any
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.definition import StepDefinition
-from prefect_parallelrun.planning import plan_step
-from prefect_parallelrun_runtime import encode, load, script
+from prefect_parallelrun.driver.bundle import Bundle, Pending
+from prefect_parallelrun.driver.sources import Fetched
+from prefect_parallelrun.errors import DatasetError
+from prefect_parallelrun.models import MiniBatch
+from prefect_parallelrun.node.fetching import Fetching
+from prefect_parallelrun.node.side_inputs import with_paths
+from prefect_parallelrun.node.transfer import Unavailable
+from prefect_parallelrun.planning import Plan, plan_step
+from prefect_parallelrun_runtime import encode, load, path_values, script
 
 
 def debug(definition: StepDefinition, *, mini_batches: int) -> list[Any]:
@@ -28,35 +36,85 @@ def debug(definition: StepDefinition, *, mini_batches: int) -> list[Any]:
 
     Raises:
         Exception: whatever the script raised, as it was.
-        BadReturn: `run()` returned something that has no rows.
+        BadReturn: `run()` returned something that has no rows, or none of the output's format.
     """
     with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as folder:
-        plan = plan_step(definition, scratch=Path(folder, "inputs"))
+        listings = definition.list_inputs()
+        plan = plan_step(definition, scratch=Path(folder, "inputs"), listings=listings)
         # Not the step's own: what is tried out is not its output.
         output = Path(folder, "output")
         output.mkdir()
-        with _as_in_a_worker_process(definition, Path(folder, "process000"), output):
+        with (
+            _as_a_node(
+                definition, Fetched.of(definition, plan, listings), plan, Path(folder)
+            ) as node,
+            _as_in_a_worker_process(definition, Path(folder, "process000"), output),
+        ):
             loaded = script.load_script(
                 str(definition.config.script_path),
                 str(definition.config.source_folder),
-                definition.script_arguments(str(output)),
+                node.arguments(definition.script_arguments(str(output))),
             )
             if loaded.init is not None:
                 loaded.init()
             results = [
-                _run(
-                    loaded,
-                    mini_batch.index,
-                    mini_batch.work,
-                    _reader(plan.readers, mini_batch.input_index),
-                )
+                node.run(loaded, mini_batch, _reader(plan.readers, mini_batch.input_index))
                 for mini_batch in islice(plan, mini_batches)
             ]
             if loaded.shutdown is not None:
                 loaded.shutdown()
+    config = definition.config
     for result in results:
-        encode.encode(result, "summary_only", {"header": False, "to_csv": {}})
+        encode.encode(
+            result, config.output_action, {"header": False, "to_csv": {}}, config.output_format
+        )
     return results
+
+
+class _Node:
+    """Fetches, in this process, what the agent of a node would."""
+
+    def __init__(self, fetched: Fetched, fetching: Fetching, folder: Path) -> None:
+        self._fetched = fetched
+        self._fetching = fetching
+        self._paths = fetching.begin(folder)
+
+    def arguments(self, texts: list[str]) -> list[str]:
+        """Return the script's arguments with the paths of side inputs."""
+        return with_paths(texts, self._paths)
+
+    def run(self, loaded: script.Script, mini_batch: MiniBatch, reader: dict[str, Any]) -> Any:
+        """Call `run()` while the data of its mini-batch is there."""
+        bundle = Bundle(number=mini_batch.index, node="", members=[Pending(mini_batch)])
+        tasks = json.dumps(self._fetched.tasks(bundle)).encode()
+        with self._fetching.staged(bundle.number, tasks) as ready:
+            [[index, _, _, work]] = json.loads(ready)
+            return _run(loaded, index, work, reader)
+
+
+@contextmanager
+def _as_a_node(
+    definition: StepDefinition, fetched: Fetched, plan: Plan, folder: Path
+) -> Iterator[_Node]:
+    """Have what nodes fetch: the side inputs now, the rest when it is its turn.
+
+    Raises:
+        DatasetError: a side input cannot be had.
+    """
+    fetching = Fetching(
+        fetched.sources,
+        run_id=folder.name.removeprefix("parallelrun-"),
+        node="debug",
+        readers=plan.readers,
+        limit_s=definition.options.task_overhead_timeout,
+        tell=lambda event: None,
+    )
+    try:
+        yield _Node(fetched, fetching, folder)
+    except Unavailable as error:
+        raise DatasetError(str(error)) from None
+    finally:
+        fetching.close()
 
 
 def _reader(readers: list[dict[str, Any]], input_index: int) -> dict[str, Any]:
@@ -71,7 +129,8 @@ def _run(loaded: script.Script, index: int, work: dict[str, Any], reader: dict[s
         mini_batch.data.task_id = index
     if not loaded.wants_context:
         return loaded.run(mini_batch.data)
-    context = script.MiniBatchContext(index, mini_batch.dataset, work.get("key"))
+    key = path_values.key_of(work, reader)
+    context = script.MiniBatchContext(index, mini_batch.dataset, key)
     return loaded.run(mini_batch.data, context)
 
 

@@ -24,9 +24,11 @@ from prefect_parallelrun.driver.events import (
     NodeJoined,
     NodeLost,
     NodeNews,
+    NoSideInputs,
 )
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.node import agent
+from prefect_parallelrun.node.sources import Sources
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
 
@@ -35,7 +37,8 @@ RETRY_S = 1.0
 SILENT_AT_END_S = 3 * agent.BEAT_S
 """At the end of a run a node is not waited for that has been silent for so long."""
 JOIN_LIMIT_S = 120.0
-"""How long a Dask worker may take to become a node: it unpacks the source, and may be busy."""
+"""How long a Dask worker may take to become a node: it unpacks the source, and may be busy. Where there
+are side inputs to fetch, it is how long nothing may be heard of that, beside what one request may take."""
 JOIN_S = 15.0
 """How long a node that is still joining may hold up the end of a run."""
 MAX_LOSSES = 3
@@ -56,6 +59,8 @@ class Node:
     joining: asyncio.Task[None] | None = None
     lease: distributed.Future[None] | None = None
     """See `agent.hold_node`."""
+    fetched_at: float = 0.0
+    """When it told last that it gets on with its side inputs (seconds of the loop's clock)."""
     silent_s: float = 0.0
     """How long nothing was heard of it, as far as somebody could have heard it."""
 
@@ -102,6 +107,7 @@ class Nodes:
         """Why the last one was lost."""
         self._connection: object = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._any_joined = False
         self.closing = False
         """Whether the run is over: nothing joins or is lost any more."""
         self.listen()
@@ -117,10 +123,11 @@ class Nodes:
         """Return a node that has not been lost."""
         return self._nodes.get(name)
 
-    def begin(self, settings: messages.Settings, paths: RunPaths) -> None:
+    def begin(self, settings: messages.Settings, paths: RunPaths, sources: Sources) -> None:
         """Take in what each node must know."""
         self._settings = settings
         self._paths = paths
+        self._sources = sources
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let `work` go on beside the others, until the run is over at the latest."""
@@ -165,23 +172,55 @@ class Nodes:
     async def _join(self, node: Node) -> None:
         node.joining = asyncio.current_task()
         try:
-            info = await asyncio.wait_for(self._start(node), JOIN_LIMIT_S)
+            info = await self._heard_in_time(node, asyncio.ensure_future(self._start(node)))
         except Exception as error:
-            why = f"nothing for {JOIN_LIMIT_S:g} s" if isinstance(error, TimeoutError) else error
+            why = str(error) or type(error).__name__
             self.drop(node, f"its Dask worker could not be reached: {why}", innocent=True)
             return
         if failure := info.get("failure"):
+            if info.get("no_side_inputs") and not self._any_joined:
+                self._events.put(NoSideInputs(node=f"{node.name} ({node.address})", reason=failure))
             reason = f"it could not be started: {failure}"
             self.drop(node, reason, for_good=True, innocent=True)
         elif node.name in self._nodes:
-            node.joined = True
+            node.joined = self._any_joined = True
             self._tell_of(node, info)
+
+    async def _heard_in_time(
+        self, node: Node, start: asyncio.Future[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return what a start comes to, which may take long as long as it gets on.
+
+        Raises:
+            TimeoutError: nothing was heard for too long.
+            Exception: what the start raises.
+        """
+        loop = asyncio.get_running_loop()
+        limit_s = JOIN_LIMIT_S
+        if self._sources.side_inputs:
+            limit_s += self._settings["load_timeout_s"]
+        node.fetched_at = loop.time()
+        try:
+            while not start.done():
+                left_s = node.fetched_at + limit_s - loop.time()
+                if left_s <= 0:
+                    raise TimeoutError(f"nothing for {limit_s:g} s")
+                await asyncio.wait({start}, timeout=left_s)
+            return start.result()
+        finally:
+            start.cancel()
 
     async def _start(self, node: Node) -> dict[str, Any]:
         files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
         settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
         await self._run_on(
-            node, agent.admit_node, node.agent_id, settings, str(self._paths.root), self._topic
+            node,
+            agent.admit_node,
+            node.agent_id,
+            settings,
+            str(self._paths.root),
+            self._topic,
+            self._sources,
         )
         # Before anything is started: its end tells the node that the driver has died.
         node.lease = self.submit(node, "node", agent.hold_node, node.agent_id)
@@ -320,6 +359,8 @@ class Nodes:
         node.silent_s = 0.0
         if news["name"] == "alive":
             return
+        if news["name"] == "fetching":
+            node.fetched_at = asyncio.get_running_loop().time()
         self._events.put(NodeNews(event=news))
         if news["name"] == "supervisor_ended":
             self.drop(node, "its supervisor ended")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from prefect_parallelrun import reuse
+from prefect_parallelrun import manifest
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.trouble import damaged_journal
@@ -42,7 +42,7 @@ def refuse_losses(paths: RunPaths, earlier: RunRecord) -> None:
         if next(journal.done(), None) is None:
             return
         ((first_attempt,),) = journal.select(_FIRST_ATTEMPT)
-    lost = reuse.lost_files(paths.root)
+    lost = manifest.lost_files(paths.root)
     if lost:
         others = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
         what = f"is gone or changed: {lost[0]}{others}"

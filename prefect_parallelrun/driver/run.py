@@ -112,4 +112,5 @@ def _first_record(
             config.append_row_file_name if config.output_action == "append_row" else None
         ),
         output_order=config.output_order,
+        output_format=config.output_format,
     )

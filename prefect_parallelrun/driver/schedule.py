@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
+from prefect_parallelrun.driver.attempt_records import MISFIT
 from prefect_parallelrun.driver.bundle import Ended, Settled
 from prefect_parallelrun.driver.cluster import Cluster
 from prefect_parallelrun.driver.events import (
@@ -17,22 +18,26 @@ from prefect_parallelrun.driver.events import (
     NodeJoined,
     NodeLost,
     NodeNews,
+    NoSideInputs,
     NoWorkerLeft,
 )
+from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.starts import Starts
 from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.driver.waits import Waits
 from prefect_parallelrun.errors import (
     ClusterError,
+    DatasetError,
     EntryScriptError,
     ErrorThresholdExceeded,
 )
-from prefect_parallelrun.models import MiniBatch
+from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch
+from prefect_parallelrun.output.columns import admission
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
 from prefect_parallelrun.report.progress import Standing
-from prefect_parallelrun_runtime import channel, messages
+from prefect_parallelrun_runtime import channel, failures, messages
 
 TICK_S = 0.1
 """How long the driver waits for news before it looks at its limits, and whether it is to stop."""
@@ -54,6 +59,7 @@ class Schedule:
         definition: StepDefinition,
         plan: Plan,
         settings: messages.Settings,
+        fetched: Fetched,
         *,
         limits: policy.Limits,
         paths: RunPaths,
@@ -67,6 +73,7 @@ class Schedule:
         self._definition = definition
         self._plan = plan
         self._settings = settings
+        self._fetched = fetched
         self._limits = limits
         self._paths = paths
         self._run_id = run_id
@@ -76,7 +83,11 @@ class Schedule:
         self._watch = watch
         self._first_node = first_node
         self._tracker = Tracker(
-            _to_run(plan, writer.done()), limits, paths.process_error, earlier=writer.earlier
+            _to_run(plan, writer.done()),
+            limits,
+            paths.process_error,
+            earlier=writer.earlier,
+            admit=admission(definition.config.output_format, writer.journal),
         )
         now = self._began = time.monotonic()
         config = definition.config
@@ -128,7 +139,7 @@ class Schedule:
         )
         gracefully = False
         try:
-            self._cluster.start(self._settings, self._paths)
+            self._cluster.start(self._settings, self._paths, self._fetched)
             self._log.info("Dask dashboard: %s", self._cluster.dashboard)
             self._loop()
             gracefully = True
@@ -167,6 +178,8 @@ class Schedule:
                 self._node_joined(event)
             case NodeLost():
                 self._node_lost(event)
+            case NoSideInputs():
+                raise DatasetError(f"{event.node} has no side inputs: {event.reason}")
             case NoWorkerLeft():
                 raise self._starts.given_up() or ClusterError(
                     f"no Dask worker can be a node of this run: {event.reason}"
@@ -202,6 +215,8 @@ class Schedule:
         """Log a failed attempt: the first of each kind to the flow as well."""
         record, error = one.record, one.record.error
         assert error is not None
+        if error.type == MISFIT and record.log_file:
+            _write_down(record, error)
         kind = (error.type, error.where)
         level = logging.DEBUG if kind in self._first_errors else logging.WARNING
         self._first_errors.add(kind)
@@ -224,6 +239,13 @@ class Schedule:
         if name == "bundle_started":
             self._tracker.bundle_started(news["bundle"])
             self._waits.begun(news["bundle"], time.monotonic())
+            return
+        if name == "bundle_fetched":
+            self._tracker.bundle_fetched(news["bundle"], news["seconds"])
+            return
+        if name == "fetching":
+            self._waits.node_fetches(time.monotonic())
+            self._log.info("%s %s", news["node"], news["reason"])
             return
         self._log.debug("%s", news)
         self._starts.heard(news)
@@ -281,6 +303,20 @@ class Schedule:
         if now - self._last_line >= PROGRESS_S:
             self._last_line = now
             self._log.info("%s", standing if self._waits.nodes else WAITING)
+
+
+def _write_down(record: AttemptRecord, error: AttemptError) -> None:
+    """Put a failure that the driver found where the worker process puts those that it finds (R60)."""
+    heading = failures.heading([record.mini_batch, record.attempt], error.stage)
+    told = messages.Error(
+        category=error.category,
+        type=error.type,
+        message=error.message,
+        where=error.where,
+        traceback=error.traceback,
+        stage=error.stage,
+    )
+    failures.append_to_log(record.log_file, heading, told, list(record.items_sample))
 
 
 def _to_run(plan: Iterable[MiniBatch], done: Iterator[int]) -> Iterator[MiniBatch]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
-from prefect_parallelrun import reuse
+from prefect_parallelrun import manifest, reuse
 from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
@@ -22,6 +22,7 @@ from prefect_parallelrun.driver.reopening import (
     refuse_losses,
 )
 from prefect_parallelrun.driver.schedule import Schedule
+from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.worker_settings import worker_settings
 from prefect_parallelrun.errors import (
     EntryScriptError,
@@ -34,6 +35,7 @@ from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.lock import RunLock
 from prefect_parallelrun.output.publication import check_destination
 from prefect_parallelrun.output.trouble import explained
+from prefect_parallelrun.output.upload import RemoteFolder, State
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import plan_step
@@ -73,7 +75,9 @@ class Sitting:
         if self.earlier is not None:
             self.record = self.earlier
         self.destination = self.definition.output_folder or self.paths.output
-        self.accounts = Accounts(self.paths, self.destination, self.began)
+        self.remote = RemoteFolder.of(self.definition.output)
+        place = self.destination if self.remote is None else self.remote.url
+        self.accounts = Accounts(self.paths, str(place), self.began)
         config = self.definition.config
         self.limits = policy.Limits(
             max_attempts=config.run_max_try,
@@ -104,6 +108,8 @@ class Sitting:
         if self.earlier is not None:
             refuse_losses(self.paths, self.earlier)  # before the output folder is made anew
         check_destination(self.destination, self.record.append_row_file_name)
+        if self.remote is not None:
+            self.remote.check(f".parallelrun-{self.record.run_id}.probe")
         if listings is None:
             listings = self.definition.list_inputs()
         self._plan = plan_step(self.definition, scratch=self.paths.inputs, listings=listings)
@@ -124,6 +130,7 @@ class Sitting:
             raise NotResumable(
                 f"the source changed while run {self.record.run_id} was about to be gone on with"
             )
+        self._fetched = Fetched.of(self.definition, self._plan, listings)
         for note in (*self._source.notes, *self._plan.notes):
             self.log.info("%s", note)
         self._planned: dict[str, object] = {
@@ -166,6 +173,7 @@ class Sitting:
                     entry_script=self._source.entry_script,
                     destination=self.destination,
                 ),
+                self._fetched,
                 limits=self.limits,
                 paths=self.paths,
                 run_id=self.record.run_id,
@@ -236,7 +244,7 @@ class Sitting:
             # There are no rows of another source or input, so the run is still its step's.
             changes = self.earlier.model_dump(include={"fingerprint", "source_sha256", "contents"})
         if self._opened and self.record.append_row_file_name is None:
-            reuse.write_manifest(self.paths.root, self.destination, None)
+            manifest.write(self.paths.root, self.destination, None)
         self._write_down(state, **changes)
 
     def _look(self) -> None:
@@ -257,13 +265,17 @@ class Sitting:
             raise (ErrorThresholdExceeded if summary.items.succeeded else EntryScriptError)(why)
         self._look()
         self.lock.confirm()
-        file = self._publish(writer, changed=schedule.attempts > 0)
+        changed = schedule.attempts > 0
+        file = self._publish(writer, changed=changed)
+        uploaded = self._upload(file, changed=changed)
         result = ParallelRunResult(
             name=self.definition.name,
             run_id=self.record.run_id,
             run_directory=str(self.paths.root),
-            output=str(self.destination),
-            append_row_file=str(file) if file else None,
+            output=str(self.destination) if self.remote is None else self.remote.url,
+            append_row_file=self._place_of(file),
+            output_credentials=None if self.remote is None else self.remote.storage.credentials,
+            output_format=self.definition.config.output_format,
             mini_batches=summary.mini_batches,
             items=summary.items,
             attempts=summary.attempts,
@@ -274,10 +286,13 @@ class Sitting:
             report=None,
         )
         self._report(summary, result.state, failed=None)
-        reuse.write_manifest(self.paths.root, self.destination, file)
+        manifest.write(self.paths.root, self.destination, file, uploaded=uploaded)
         self._write_down(result.state, mini_batches=schedule.planned)
         self.log.info(
-            "%s: %s; output: %s", result.state, closing_line(summary), file or self.destination
+            "%s: %s; output: %s",
+            result.state,
+            closing_line(summary),
+            result.append_row_file or result.output,
         )
         return result
 
@@ -287,9 +302,39 @@ class Sitting:
         if name is None:
             return None
         completed = self.earlier is not None and self.earlier.completed
-        if completed and not changed and reuse.is_intact(self.paths.root):
+        if completed and not changed and manifest.is_intact(self.paths.root):
             return self.destination / name
-        return writer.publish(self.destination, name, order=self.definition.config.output_order)
+        config = self.definition.config
+        return writer.publish(
+            self.destination,
+            name,
+            order=config.output_order,
+            output_format=config.output_format,
+        )
+
+    def _upload(self, file: Path | None, *, changed: bool) -> dict[str, State] | None:
+        """Take a remote output to its place, unless an earlier sitting has; return how it is there.
+
+        Raises:
+            OutputError: it cannot be written there; everything is kept.
+        """
+        if self.remote is None:
+            return None
+        completed = self.earlier is not None and self.earlier.completed
+        if completed and not changed and manifest.is_intact(self.paths.root):
+            there = reuse.uploaded(self.paths.root, self.remote)
+            if there is not None:
+                return there
+        found = [file] if file else [one for one in self.destination.rglob("*") if one.is_file()]
+        names = [one.relative_to(self.destination).as_posix() for one in found]
+        self.log.info("Uploading %s files to %s", f"{len(names):,}", self.remote.url)
+        return self.remote.upload(self.destination, names, self._look)
+
+    def _place_of(self, file: Path | None) -> str | None:
+        """Return where people find the output file: its path, or its URL."""
+        if file is None or self.remote is None:
+            return str(file) if file else None
+        return self.remote.url_of(file.name)
 
     def _report(self, summary: RunSummary, state: str, *, failed: str | None) -> None:
         self.accounts.report(

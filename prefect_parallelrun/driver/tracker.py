@@ -13,6 +13,8 @@ from prefect_parallelrun.driver import attempt_records, policy, splitting
 from prefect_parallelrun.driver.bundle import Bundle, Ended, Pending, Settled
 from prefect_parallelrun.driver.dispatch import Dispatch
 from prefect_parallelrun.models import AttemptError, AttemptRecord, Earlier, MiniBatch, Outcome
+from prefect_parallelrun.output.columns import Admit, Misfit
+from prefect_parallelrun.output.journal import place
 
 _NOTHING = Earlier()
 
@@ -26,6 +28,7 @@ class Tracker:
         limits: policy.Limits,
         log_file: Callable[[str, str], str] = lambda node, process: "",
         earlier: Earlier = _NOTHING,
+        admit: Admit | None = None,
     ) -> None:
         """Begin.
 
@@ -35,11 +38,13 @@ class Tracker:
             limits: of the step.
             log_file: says where a node and process write their stack traces.
             earlier: what earlier sittings of the run have done.
+            admit: says whether rows can stand in one file with those before, and raises a Misfit.
         """
         self._dispatch = Dispatch(plan, earlier)
         self._limits = limits
         self._log_file = log_file
         self._earlier = earlier
+        self._admit = admit
         self._promising = earlier != _NOTHING
         """Whether anything has succeeded: then not all fail alike."""
         self._alike: dict[tuple[str, str, str], tuple[int, AttemptError]] = {}
@@ -138,6 +143,10 @@ class Tracker:
         """Note that a process has taken the bundle up."""
         self._dispatch.started(number)
 
+    def bundle_fetched(self, number: int, seconds: float) -> None:
+        """Note how long a node took to fetch the data of a bundle."""
+        self._dispatch.fetched(number, seconds)
+
     def bundle_returned(self, number: int) -> None:
         """Take back a bundle that never reached a process."""
         if bundle := self._dispatch.back(number):
@@ -165,7 +174,9 @@ class Tracker:
             else:
                 settled.append(self._failed(member, bundle.node, result))
         if ended and bundle.members[0].part is None:  # what a part takes says little of the others
-            self._dispatch.learn(spent / len(ended), volume / len(ended), len(ended))
+            # What takes longer decides: with larger bundles, their data would come in too late.
+            seconds = max(spent / len(ended), bundle.fetched_s / len(bundle.members))
+            self._dispatch.learn(seconds, volume / len(ended), len(ended))
         self._dispatch.put_back([m for at, m in enumerate(bundle.members) if at not in ended])
         return settled
 
@@ -175,17 +186,25 @@ class Tracker:
         self, member: Pending, node: str, result: dict[str, Any], data: bytes
     ) -> Settled:
         record = attempt_records.success(member, node, result)
+        held = self._held(member)
+        if held is not None and record.items_succeeded < held[0]:
+            record = replace(record, final=False, items_failed=0)  # what it had is better
+        columns = result.get("columns")
+        if self._admit is not None and record.final and columns is not None:
+            first = place(record.mini_batch, member.part[0] if member.part else 0)
+            try:
+                columns = self._admit(columns, first, data)
+            except Misfit as misfit:
+                unfit = attempt_records.misfit(misfit)
+                return self._failed(member, node, {**result, **unfit})
         if record.rows > record.items_total and self.overlong is None:
             self.overlong = member.mini_batch
         if record.items_total and not self._promising:
             self._promising = True
             self._alike.clear()
         self.attempts += 1
-        held = self._held(member)
-        if held is not None and record.items_succeeded < held[0]:
-            record = replace(record, final=False, items_failed=0)  # what it had is better
         self._count(member, record)
-        return Settled(record, data, result.get("columns"))
+        return Settled(record, data, columns)
 
     def _failed(self, member: Pending, node: str, result: dict[str, Any]) -> Settled:
         told = result.get("items", -1)

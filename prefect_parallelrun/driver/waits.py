@@ -39,7 +39,8 @@ class Waits:
         self._options = options
         self._progress_s = options.progress_update_timeout
         s = settings
-        attempt_s = 2 * s["load_timeout_s"] + s["run_timeout_s"] + s["kill_grace_s"]
+        # Fetching by the node, loading, and encoding.
+        attempt_s = 3 * s["load_timeout_s"] + s["run_timeout_s"] + s["kill_grace_s"]
         # A process that died is replaced before the next attempt.
         self._longest_s = max_attempts * (attempt_s + s["init_timeout_s"]) + REST_S
         self._nodes: set[str] = set()
@@ -63,6 +64,11 @@ class Waits:
             self._last_node = now
         self._nodes.discard(node)
         self._flights = {n: f for n, f in self._flights.items() if f.bundle.node != node}
+
+    def node_fetches(self, now: float) -> None:
+        """Note that a node which has not joined yet gets on with its side inputs: it is waited for."""
+        if not self._nodes:
+            self._last_node = now
 
     def submitted(self, bundle: Bundle, now: float) -> None:
         """Note that a bundle is in flight."""

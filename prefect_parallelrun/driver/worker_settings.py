@@ -55,6 +55,7 @@ def worker_settings(
         init_failures_allowed=0,
         output_action=config.output_action,
         append_row=_append_row(definition),
+        output_format=config.output_format,
         inputs=plan.readers,
         process="",
     )
@@ -64,4 +65,6 @@ def _append_row(definition: StepDefinition) -> messages.AppendRow:
     keywords = append_row.to_csv_keywords(definition.config.script_path.parent)
     # A header above every mini-batch is never meant: once, at the top, it is.
     wanted = keywords.pop("header", definition.options.append_row_dataframe_header)
+    if isinstance(wanted, list):
+        keywords["header"] = wanted  # these names, instead of the columns' own
     return messages.AppendRow(header=bool(wanted), to_csv=keywords)

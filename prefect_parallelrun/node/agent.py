@@ -28,6 +28,10 @@ import distributed
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import gpus, snapshot
+from prefect_parallelrun.node.fetching import Fetching
+from prefect_parallelrun.node.side_inputs import with_paths
+from prefect_parallelrun.node.sources import Sources
+from prefect_parallelrun.node.transfer import Stopped, Unavailable
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import channel, messages, reaper, supervisor
 
@@ -65,7 +69,12 @@ class NodeAgent(distributed.WorkerPlugin):
     """One node of one run: owns the supervisor, its socket and the node's private folder."""
 
     def __init__(
-        self, agent_id: str, settings: messages.Settings, run_folder: Path, topic: str
+        self,
+        agent_id: str,
+        settings: messages.Settings,
+        run_folder: Path,
+        topic: str,
+        sources: Sources,
     ) -> None:
         self._id = agent_id
         self._held = self._ended = False
@@ -81,6 +90,14 @@ class NodeAgent(distributed.WorkerPlugin):
         self._shutdown_failures: list[dict[str, Any]] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: Path | None = None
+        self._fetching = Fetching(
+            sources,
+            run_id=settings["run_id"],
+            node=settings["node"],
+            readers=settings["inputs"],
+            limit_s=settings["load_timeout_s"],
+            tell=self._publish,
+        )
         self._beating: asyncio.Task[None] | None = None
 
     def setup(self, worker: distributed.Worker) -> None:
@@ -102,6 +119,7 @@ class NodeAgent(distributed.WorkerPlugin):
             )
         folder = self._folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
         settings = self._settings
+        settings["arguments"] = with_paths(settings["arguments"], self._fetching.begin(folder))
         gpu_count = gpus.count(worker.state.total_resources)
         settings["process_count"] = settings["process_count"] or (
             1 if gpu_count else worker.state.nthreads
@@ -135,9 +153,10 @@ class NodeAgent(distributed.WorkerPlugin):
             if self._lost or number in self._waiting:
                 return STALE
             self._waiting[number] = waiting
-        with contextlib.suppress(OSError):  # the reader sees the end of the socket, and says so
-            self._send(channel.pack(channel.BUNDLE, number, header, tasks))
-        waiting.ended.wait()
+        with contextlib.suppress(Stopped), self._fetching.staged(number, tasks) as ready:
+            with contextlib.suppress(OSError):  # the reader sees the end of the socket, and says so
+                self._send(channel.pack(channel.BUNDLE, number, header, ready))
+            waiting.ended.wait()
         with self._lock:
             self._waiting.pop(number, None)
         return b"".join(waiting.frames) if waiting.whole else STALE
@@ -256,6 +275,7 @@ class NodeAgent(distributed.WorkerPlugin):
             self._publish({"name": "supervisor_ended"})
             for waiting in waiting_still:
                 waiting.ended.set()
+            self._fetching.stop()
 
     def _incoming(self) -> Iterator[tuple[int, int, bytes]]:
         splitter = channel.Splitter()
@@ -284,6 +304,7 @@ class NodeAgent(distributed.WorkerPlugin):
     def _clean_up(self) -> None:
         self._ended = True
         self._released.set()
+        self._fetching.stop()
         with self._birth:
             started = self._process is not None
         if started:
@@ -292,6 +313,7 @@ class NodeAgent(distributed.WorkerPlugin):
                 self._socket.shutdown(socket.SHUT_RDWR)
             self._reader.join()
             self._socket.close()
+        self._fetching.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -317,6 +339,7 @@ async def admit_node(
     settings: messages.Settings,
     run_folder: str,
     topic: str,
+    sources: Sources,
     dask_worker: distributed.Worker,
 ) -> None:
     """Let this Dask worker know of the node that it is to be (sent by `Client.run`, past whatever is queued).
@@ -324,7 +347,7 @@ async def admit_node(
     Nothing is started yet: the lease is to come first, so that no driver can die in between and leave
     something that runs.
     """
-    agent = NodeAgent(agent_id, settings, Path(run_folder), topic)
+    agent = NodeAgent(agent_id, settings, Path(run_folder), topic, sources)
     await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
     agent.begin()
 
@@ -343,6 +366,8 @@ async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str
     except Exception as error:
         await asyncio.to_thread(agent.stop, gracefully=False)
         await _remove(agent_id, dask_worker)
+        if isinstance(error, Unavailable):
+            return {"failure": str(error), "no_side_inputs": True}
         return {"failure": f"{type(error).__name__}: {error}"}
 
 

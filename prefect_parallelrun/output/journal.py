@@ -14,6 +14,8 @@ from prefect_parallelrun.output.trouble import explained
 Order = Literal["input", "completion"]
 
 _PAGE = 4096
+_PLACE_BITS = 31
+_PLACE = f"(a.mini_batch << {_PLACE_BITS}) + a.first"  # SQLite has 64 bits
 # A page comes as one text of numbers, in one step of SQLite: see recorder._ROWS_PER_STATEMENT.
 _SEGMENTS = {
     "input": (
@@ -102,6 +104,11 @@ SELECT a.mini_batch, a.attempt, a.final, a.outcome, a.node, a.process, a.items_t
     e.category, e.type, coalesce(a.message, e.message), e.location, e.traceback, e.stage
 FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error ORDER BY a.id
 """
+
+
+def place(mini_batch: int, first: int = 0) -> int:
+    """Return where the rows of a mini-batch, or of its part from item `first` on, are in input order."""
+    return (mini_batch << _PLACE_BITS) + first
 
 
 class Totals(NamedTuple):
@@ -205,9 +212,22 @@ class Journal:
             for (line,) in self.select(
                 "SELECT h.line FROM attempts AS a JOIN headers AS h ON h.id = a.header "
                 "WHERE a.final = 1 GROUP BY h.id "
-                "ORDER BY min((a.mini_batch << 31) + a.first)"  # SQLite has 64 bits
+                f"ORDER BY min({_PLACE})"
             )
         ]
+
+    def columns(self) -> list[tuple[str, int]]:
+        """Return all that mini-batches told of their columns, with the first place in input order.
+
+        Those of rows that others have taken the place of are among them: what came after may have been
+        told apart by them.
+        """
+        return list(
+            self.select(
+                f"SELECT h.line, min({_PLACE}) FROM attempts AS a JOIN headers AS h "
+                "ON h.id = a.header GROUP BY h.id ORDER BY 2"
+            )
+        )
 
     def error_groups(self, limit: int = 100) -> list[ErrorGroup]:
         """Return the distinct errors, most frequent first; at most `limit`."""

@@ -6,22 +6,15 @@ import errno
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from prefect_parallelrun.errors import OutputError, refuse
-from prefect_parallelrun.output.descriptors import read_into, sync_folder, write_all
+from prefect_parallelrun.output.descriptors import sync_folder, write_all
 from prefect_parallelrun.output.journal import Journal, Order
+from prefect_parallelrun.output.segments import pieces
 from prefect_parallelrun.output.trouble import damaged_partial
 from prefect_parallelrun.paths import RunPaths
-
-_COPY_BYTES = 1 << 20
-"""Segments from this size on are copied through one buffer; smaller ones are collected."""
-_COLLECT_BYTES = 8 << 20
-_COLLECT_SEGMENTS = 8192
-_SPAN_BYTES = 16 << 20
-_GAP_BYTES = 16 << 10
-"""Reading so much that is not wanted costs less than another call."""
 
 _NOT_NAMELESS = (
     errno.EOPNOTSUPP,
@@ -62,7 +55,15 @@ def check_destination(folder: Path, file_name: str | None = None) -> None:
         )
 
 
-def publish(journal: Journal, paths: RunPaths, target: Path, *, order: Order, log: Log) -> Path:
+def publish(
+    journal: Journal,
+    paths: RunPaths,
+    target: Path,
+    *,
+    order: Order,
+    log: Log,
+    output_format: str = "text",
+) -> Path:
     """Write the rows into a new file and give it the name of `target`, in one step.
 
     A reader sees the earlier file or the whole new one, never anything between. Where the file
@@ -78,10 +79,14 @@ def publish(journal: Journal, paths: RunPaths, target: Path, *, order: Order, lo
         raise damaged_partial(paths, size, end)
 
     def fill(descriptor: int) -> None:
-        write_all(descriptor, header(journal, log))
         with paths.partial.open("rb") as partial:
-            for piece in pieces(partial.fileno(), journal.segments(order)):
-                write_all(descriptor, piece)
+            rows = journal.segments(order)
+            if output_format == "parquet":
+                _fill_parquet(descriptor, journal, partial.fileno(), rows)
+            else:
+                write_all(descriptor, header(journal, log))
+                for piece in pieces(partial.fileno(), rows):
+                    write_all(descriptor, piece)
         os.fsync(descriptor)
 
     # Named after the run: where a driver was killed before the last step, the one that goes on
@@ -106,6 +111,16 @@ def publish(journal: Journal, paths: RunPaths, target: Path, *, order: Order, lo
             "once the cause is gone"
         ) from error
     return target
+
+
+def _fill_parquet(
+    descriptor: int, journal: Journal, source: int, rows: Iterable[tuple[int, int]]
+) -> None:
+    # Arrow is imported where it is wanted only: a run that writes text does without.
+    from prefect_parallelrun.output import parquet_file, parquet_schema
+
+    schema = parquet_schema.run_schema(journal.columns())
+    parquet_file.write(descriptor, schema, parquet_file.row_groups(source, rows, schema))
 
 
 def _write_nameless(path: Path, fill: Callable[[int], None]) -> bool:
@@ -138,66 +153,6 @@ def header(journal: Journal, log: Log) -> bytes:
             lines[1],
         )
     return lines[0].encode() if lines else b""
-
-
-def pieces(source: int, segments: Iterable[tuple[int, int]]) -> Iterator[bytes | memoryview]:
-    """Yield what segments (offset and length in bytes) of a descriptor hold, in order.
-
-    Each piece holds until the next is asked for. Memory is bounded, and calls are few even for
-    millions of tiny segments: each would let go of the interpreter's lock, which is slow to come
-    back while another thread of the flow computes.
-    """
-    small: list[tuple[int, int]] = []
-    size = 0
-    for offset, length in segments:
-        if length < _COPY_BYTES:
-            small.append((offset, length))
-            size += length
-        if length >= _COPY_BYTES or size >= _COLLECT_BYTES or len(small) >= _COLLECT_SEGMENTS:
-            yield _collect(source, small)
-            small, size = [], 0
-        if length >= _COPY_BYTES:
-            yield from _one(source, offset, length)
-    yield _collect(source, small)
-
-
-def _collect(source: int, segments: list[tuple[int, int]]) -> bytes:
-    """Return the segments joined in the given order, read in the order of the file."""
-    pieces: dict[int, bytes] = {}
-    waiting: list[tuple[int, int]] = []
-    first = end = 0
-    for offset, length in sorted(segments):
-        if waiting and (offset - end > _GAP_BYTES or offset + length - first > _SPAN_BYTES):
-            _slice(source, waiting, pieces)
-            waiting = []
-        if not waiting:
-            first = offset
-        waiting.append((offset, length))
-        end = offset + length
-    if waiting:
-        _slice(source, waiting, pieces)
-    return b"".join([pieces[offset] for offset, _ in segments])
-
-
-def _slice(source: int, segments: list[tuple[int, int]], pieces: dict[int, bytes]) -> None:
-    """Read the span of some segments, ascending, and put each into `pieces`."""
-    first = segments[0][0]
-    end = sum(segments[-1])
-    data = bytearray(end - first)
-    read_into(source, memoryview(data), first)
-    for offset, length in segments:
-        pieces[offset] = bytes(data[offset - first : offset - first + length])
-
-
-def _one(source: int, offset: int, length: int) -> Iterator[memoryview]:
-    """Yield a large segment through one buffer."""
-    buffer = memoryview(bytearray(_COPY_BYTES))
-    while length:
-        part = buffer[: min(length, _COPY_BYTES)]
-        read_into(source, part, offset)
-        yield part
-        offset += len(part)
-        length -= len(part)
 
 
 def _reason(error: OSError) -> str:

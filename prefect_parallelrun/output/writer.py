@@ -158,8 +158,10 @@ class OutputWriter:
             self._changed.notify_all()
             self._wait(lambda: self._flushes_done >= wanted)
 
-    def publish(self, destination: Path, file_name: str, *, order: Order) -> Path:
-        """Put the rows of all mini-batches that succeeded into one file, in one step (R50, R220).
+    def publish(
+        self, destination: Path, file_name: str, *, order: Order, output_format: str = "text"
+    ) -> Path:
+        """Put the rows of all mini-batches that succeeded into one file, in one step (R50, R220, R221).
 
         Raises:
             OutputError: the file could not be written; an earlier one is as it was.
@@ -168,7 +170,12 @@ class OutputWriter:
         if self._partial is None:
             raise ValueError("this run keeps no rows, so there is nothing to publish")
         return publication.publish(
-            self.journal, self._paths, destination / file_name, order=order, log=self._log
+            self.journal,
+            self._paths,
+            destination / file_name,
+            order=order,
+            log=self._log,
+            output_format=output_format,
         )
 
     def close(self) -> None:

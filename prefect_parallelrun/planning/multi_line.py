@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on the path)
 from prefect_parallelrun.datasets.dataset import FileItem
+from prefect_parallelrun_runtime import source_path
 from prefect_parallelrun_runtime.quotes import QuoteState, toggles
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def ranges(file: FileItem, data_start: int, size: int, separator: int) -> Iterat
     """
     first, target = data_start, (data_start // size + 1) * size
     position, state = data_start, QuoteState()
-    with open(file.path, "rb", buffering=0) as stream:  # noqa: PTH123  (paths are text throughout)
+    with source_path.open_file(file.path) as stream:
         stream.seek(data_start)
         while position < file.size and (block := stream.read(_BLOCK)):
             quotes, after = toggles(block, separator, state)

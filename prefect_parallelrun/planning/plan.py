@@ -9,10 +9,12 @@ from typing import Any, Literal
 from prefect_parallelrun import errors
 from prefect_parallelrun.datasets import sizes
 from prefect_parallelrun.datasets.dataset import Dataset, FileItem
+from prefect_parallelrun.datasets.partitions import check_keys
 from prefect_parallelrun.datasets.tables import TabularDataset
 from prefect_parallelrun.models import MiniBatch
 from prefect_parallelrun.planning.cut import Cut, Piece
 from prefect_parallelrun.planning.file_cuts import cut_files
+from prefect_parallelrun.planning.key_cuts import cut_files_by_key, cut_table_by_key, with_constants
 from prefect_parallelrun.planning.table_cuts import cut_table
 
 
@@ -78,6 +80,7 @@ def make_plan(
     *,
     mini_batch_size: int | str | None,
     scratch: Path,
+    partition_keys: Sequence[str] | None = None,
     rank_mini_batch_count: int | None = None,
 ) -> Plan:
     """Return the plan for a step's inputs; each is cut separately (R47).
@@ -89,11 +92,12 @@ def make_plan(
         listings: What `list_files` returned for each.
         mini_batch_size: Files, or bytes of a table; None for the default (10, 1 MB).
         scratch: Folder for DataFrames, which the worker processes read from there.
+        partition_keys: Each combination of their values is one mini-batch, instead (R102).
         rank_mini_batch_count: So many mini-batches of nothing; inputs do not count then (R105).
 
     Raises:
-        ConfigError: the inputs are of two kinds, or the size does not suit them.
-        DatasetError: an input cannot be read.
+        ConfigError: the inputs are of two kinds, or the size or the keys do not suit them.
+        DatasetError: an input cannot be read, or a file's path is not as its `partition_format` says.
     """
     if rank_mini_batch_count is not None:
         return Plan([_cut_nothing(rank_mini_batch_count)], "rank")
@@ -104,15 +108,45 @@ def make_plan(
         raise errors.refuse(
             "inputs", list(inputs), "all must be FileDatasets, or all TabularDatasets"
         )
-    cuts = []
-    for place, (dataset, files) in enumerate(zip(inputs, listings, strict=True)):
-        if isinstance(dataset, TabularDataset):
-            frame_file = scratch / f"{place}-{dataset.name or 'table'}.parquet"
-            size = sizes.bytes_per_mini_batch(mini_batch_size)
-            cuts.append(cut_table(dataset, files, size, frame_file))
-        else:
-            cuts.append(cut_files(files, sizes.files_per_mini_batch(mini_batch_size)))
+    _check_paths(inputs, listings)
+    cuts = [
+        _cut_by_key(dataset, files, partition_keys)
+        if partition_keys is not None
+        else _cut_by_size(
+            dataset,
+            files,
+            mini_batch_size,
+            scratch / f"{place}-{dataset.name or 'table'}.parquet",
+        )
+        for place, (dataset, files) in enumerate(zip(inputs, listings, strict=True))
+    ]
     return Plan(cuts, kinds.pop())
+
+
+def _check_paths(inputs: Sequence[Dataset], listings: Sequence[Sequence[FileItem]]) -> None:
+    """Refuse a file whose path is not as its dataset says, before anything is read."""
+    for dataset, files in zip(inputs, listings, strict=True):
+        if dataset.partitions is not None:
+            for file in files:
+                dataset.partitions.values(file.path)
+
+
+def _cut_by_size(
+    dataset: Dataset, files: Sequence[FileItem], size: int | str | None, frame_file: Path
+) -> Cut:
+    if isinstance(dataset, TabularDataset):
+        cut = cut_table(dataset, files, sizes.bytes_per_mini_batch(size), frame_file)
+        return cut if dataset.partitions is None else with_constants(cut, dataset.partitions)
+    return cut_files(files, sizes.files_per_mini_batch(size))
+
+
+def _cut_by_key(dataset: Dataset, files: Sequence[FileItem], keys: Sequence[str]) -> Cut:
+    check_keys(keys, dataset.partition_keys, dataset)
+    partitions = dataset.partitions
+    assert partitions is not None  # it has keys
+    if isinstance(dataset, TabularDataset):
+        return cut_table_by_key(dataset, files, partitions, keys)
+    return cut_files_by_key(files, partitions, keys)
 
 
 def _cut_nothing(count: int) -> Cut:

@@ -30,6 +30,7 @@ def plan_step(
         definition.inputs,
         definition.list_inputs() if listings is None else listings,
         mini_batch_size=definition.config.mini_batch_size,
+        partition_keys=definition.config.partition_keys,
         scratch=scratch,
         rank_mini_batch_count=definition.options.rank_mini_batch_count,
     )

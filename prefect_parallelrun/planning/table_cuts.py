@@ -10,10 +10,12 @@ import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime on th
 from prefect_parallelrun.datasets import frames, parquet_tables
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun.datasets.parquet_tables import RowGroups
-from prefect_parallelrun.datasets.tables import Reading, TabularDataset
+from prefect_parallelrun.datasets.table_settings import Reading
+from prefect_parallelrun.datasets.tables import TabularDataset
 from prefect_parallelrun.errors import DatasetError
 from prefect_parallelrun.planning import multi_line
 from prefect_parallelrun.planning.cut import Cut, Piece
+from prefect_parallelrun.planning.sql_cuts import cut_query
 from prefect_parallelrun_runtime import text_files
 from prefect_parallelrun_runtime.load_error import Unfit
 
@@ -24,11 +26,15 @@ def cut_table(
     """Return the cut of a table into mini-batches of about `size` bytes.
 
     Args:
-        frame_file: Where a DataFrame is written, for the worker processes to read.
+        frame_file: Where a DataFrame is written, for the worker processes to read; beside it, how a
+            query was cut.
 
     Raises:
         DatasetError: the table cannot be read, or its files differ in their columns.
     """
+    if dataset.sql is not None:
+        kept = frame_file.with_suffix(".json")
+        return cut_query(dataset.sql, dataset.settings.limit, size, kept)
     if dataset.frame is not None:
         files = [frames.write_frame(dataset.frame, frame_file, size)]
         # One row group is one mini-batch here, whatever compression made of it.
@@ -76,7 +82,10 @@ def _cut_text(files: Sequence[FileItem], reading: Reading, size: int) -> Cut:
     counts = [1 if file.path in whole else -(-file.size // size) for file in files]
     notes = []
     if whole:
-        why = "compressed, or in an encoding whose lines cannot be told without decoding it"
+        why = (
+            "compressed or in an archive, in an encoding whose lines cannot be told without decoding it, "
+            "or on a web server that gives no parts of files"
+        )
         notes.append(_note(sorted(whole), why))
     return Cut(
         pieces=pieces,
@@ -97,7 +106,7 @@ def _multi_line_ranges(
         for start, end in multi_line.ranges(file, head.start, size, ord(reader["separator"])):
             yield start, end
             planned = end
-    except (OSError, Unfit, UnicodeDecodeError):
+    except (OSError, Unfit, UnicodeDecodeError, DatasetError):
         # The rest is one mini-batch: whoever loads it says what is wrong, and only that one fails.
         yield planned, file.size
 

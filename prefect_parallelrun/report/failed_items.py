@@ -14,7 +14,7 @@ from prefect_parallelrun.output.journal import Failure, Journal
 from prefect_parallelrun.paths import RunPaths
 
 ItemsOf = Callable[[Iterable[int]], Iterator[tuple[int, list[str]]]]
-"""From indices of mini-batches, ascending, to (index, its items): every one, in the same order.
+"""From indices of mini-batches, ascending, to (number of its input, its items): every one, in the same order.
 
 Called once, so that one walk through the plan is enough."""
 
@@ -44,17 +44,18 @@ def write_failed_items(paths: RunPaths, journal: Journal, items_of: ItemsOf, *, 
     itself), `bad_return`, `load`, `node_lost` and `missing_row`. Where it cannot be known which items
     failed (rows that `run()` did not return; rows of a table, which have no names), one record stands
     for all of them: `item` is null, `count` says how many failed, and `candidates` are the items among
-    which they are. For part of a table's mini-batch `rows` are its first row and the one after its
-    last, counted from 0 in the mini-batch; else null. `log_files` are those of the process: stack
-    traces, standard error, standard output.
+    which they are. `input` is the number of the step's input, from 0. For part of a table's mini-batch
+    `rows` are its first row and the one after its last, counted from 0 in the mini-batch; else null.
+    `log_files` are those of the process: stack traces, standard error, standard output.
     """
     temporary = paths.failed_items.with_suffix(".tmp")
     written = 0
     traces: Counter[int | None] = Counter()
     with temporary.open("w", encoding="ascii") as file:
         items = items_of(index for index, _ in _by_mini_batch(journal))
-        for (_, failures), (_, names) in zip(_by_mini_batch(journal), items, strict=True):
+        for (_, failures), (number, names) in zip(_by_mini_batch(journal), items, strict=True):
             for record, error in _records(paths, failures, names, kind):
+                record["input"] = number
                 traces[error] += 1
                 if traces[error] > _TRACES:
                     record["traceback"] = None

@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from itertools import chain, groupby, islice, zip_longest
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from prefect_parallelrun import reuse
-from prefect_parallelrun.errors import DatasetError, OutputError
+from prefect_parallelrun import manifest, reuse
+from prefect_parallelrun.errors import ConfigError, DatasetError, OutputError
 from prefect_parallelrun.models import RunSummary
 from prefect_parallelrun.output import earlier
 from prefect_parallelrun.output.journal import Journal, Order
-from prefect_parallelrun.output.publication import header, pieces
+from prefect_parallelrun.output.publication import header
+from prefect_parallelrun.output.segments import pieces
+from prefect_parallelrun.output.upload import RemoteFolder
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.parquet_difference import parquet_difference
 from prefect_parallelrun.report.summary import closing_line, summarise
 from prefect_parallelrun.run_record import RUNNING, RunRecord, kept_definition
 
@@ -54,6 +57,7 @@ SELECT mini_batch FROM (
     FROM attempts WHERE offset IS NOT NULL
 ) WHERE offset <> place
 """
+_WRITTEN = "SELECT coalesce(sum(rows), 0) FROM attempts WHERE final = 1 AND offset IS NOT NULL"
 _END = "SELECT coalesce(max(offset + length), 0) FROM attempts"
 
 
@@ -94,6 +98,7 @@ def _verify(paths: RunPaths, record: RunRecord, journal: Journal) -> Verificatio
         _items(journal, record, summary),
         _rows(journal, record, paths),
         _output(journal, record, paths),
+        _uploaded(record, paths),
         _failed_items(journal, record, paths),
         _input(record, paths),
     )
@@ -167,7 +172,9 @@ def _output(journal: Journal, record: RunRecord, paths: RunPaths) -> Iterator[st
     """Find where the output is not what the run wrote; rows are there only once it completed."""
     if record.append_row_file_name is None:
         intact = (
-            reuse.is_intact(paths.root) if record.completed else not reuse.lost_files(paths.root)
+            manifest.is_intact(paths.root)
+            if record.completed
+            else not manifest.lost_files(paths.root)
         )
         if not intact:
             yield f"The files in the output {record.output} are not as they were when the run ended."
@@ -176,22 +183,53 @@ def _output(journal: Journal, record: RunRecord, paths: RunPaths) -> Iterator[st
         return
     output = Path(record.output) / record.append_row_file_name
     order: Order = "completion" if record.output_order == "completion" else "input"
-    place = 0
     try:
         with output.open("rb") as found, paths.partial.open("rb") as partial:
-            rows = pieces(partial.fileno(), journal.segments(order))
-            for piece in chain([header(journal, _logger)], rows):
-                there = found.read(len(piece))
-                if there != piece:
-                    pairs = enumerate(zip(there, piece, strict=False))
-                    place += next((at for at, (a, b) in pairs if a != b), len(there))
-                    yield f"The output {output} differs from the rows of the run at byte {place:,}."
-                    return
-                place += len(piece)
-            if found.read(1):
-                yield f"The output {output} goes on after the rows of the run, at byte {place:,}."
+            segments = journal.segments(order)
+            if record.output_format == "parquet":
+                ((rows,),) = journal.select(_WRITTEN)
+                difference = parquet_difference(
+                    found, partial.fileno(), segments, journal.columns(), rows
+                )
+            else:
+                written = pieces(partial.fileno(), segments)
+                difference = _difference(found, chain([header(journal, _logger)], written))
+            if difference is not None:
+                yield f"The output {output} {difference}."
     except OSError as error:
         yield f"The output {output} cannot be compared with the rows of the run: {error}."
+
+
+def _difference(found: IO[bytes], expected: Iterable[bytes | memoryview]) -> str | None:
+    """Say where a file is not what is expected; None where it is."""
+    place = 0
+    for piece in expected:
+        there = found.read(len(piece))
+        if there != piece:
+            pairs = enumerate(zip(there, piece, strict=False))
+            place += next((at for at, (a, b) in pairs if a != b), len(there))
+            return f"differs from the rows of the run at byte {place:,}"
+        place += len(piece)
+    return f"goes on after the rows of the run, at byte {place:,}" if found.read(1) else None
+
+
+def _uploaded(record: RunRecord, paths: RunPaths) -> Iterator[str]:
+    """Find a remote output that is not there as it was uploaded."""
+    if not record.completed or not paths.definition.exists():
+        return
+    try:
+        remote = RemoteFolder.of(kept_definition(paths).output)
+    except OutputError as error:
+        _logger.warning("What was uploaded was not checked: %s", error)
+        return
+    if remote is None:
+        return
+    if remote.storage.left_out:
+        _logger.warning(
+            "What was uploaded was not checked: no credentials block opens %s", remote.url
+        )
+    elif reuse.uploaded(paths.root, remote) is None:
+        yield f"The files in {remote.url} are not as they were uploaded, or cannot be seen."
 
 
 def _failed_items(journal: Journal, record: RunRecord, paths: RunPaths) -> Iterator[str]:
@@ -247,6 +285,9 @@ def _input(record: RunRecord, paths: RunPaths) -> Iterator[str]:
     try:
         listings = definition.list_inputs()
         contents = reuse.contents(definition, listings)
+    except ConfigError as error:  # what opens its storage was not kept, or is not there
+        _logger.warning("The input was not checked: %s", error)
+        return
     except (DatasetError, OSError) as error:
         yield f"The input is not as it was: {error}."
         return

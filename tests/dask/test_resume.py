@@ -214,11 +214,11 @@ MOMENTS = {
         "from prefect_parallelrun.output import publication; publication.publish = die"
     ),
     "published, not written down": (
-        "from prefect_parallelrun import reuse; reuse.write_manifest = die"
+        "from prefect_parallelrun import manifest; manifest.write = die"
     ),
     "manifest written": (
-        "from prefect_parallelrun import reuse; keep = reuse.write_manifest; "
-        "reuse.write_manifest = lambda *a: (keep(*a), die())"
+        "from prefect_parallelrun import manifest; keep = manifest.write; "
+        "manifest.write = lambda *a, **k: (keep(*a, **k), die())"
     ),
 }
 

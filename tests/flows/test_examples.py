@@ -84,6 +84,24 @@ def test_irises_are_told_apart(run_script: Callable[..., str], tmp_path: Path) -
     assert int(printed(output, "batches").split()[0]) > 2
 
 
+def test_a_model_for_each_store_and_brand(run_script: Callable[..., str], tmp_path: Path) -> None:
+    """A table is cut by its keys, a model file is written for each combination, and the next step
+    scores with them as a side input; run again, neither step has anything to do (R28, R75, R102)."""
+    first = run_script(FLOWS / "many_models.py", "--data", tmp_path)
+    second = run_script(FLOWS / "many_models.py", "--data", tmp_path)
+
+    assert len(list((tmp_path / "models").glob("*.pickle"))) == 60
+    assert int(printed(first, "models").split(",")[0]) == 60
+    error, mean_error = re.findall(r"([\d.]+)%", printed(first, "error"))
+    assert float(error) < float(mean_error) / 3
+    rows = (tmp_path / "forecasts" / "forecasts.txt").read_text().splitlines()
+    assert len(rows) == 60 * 120
+    for step in ("train", "score"):
+        assert printed(first, step).endswith("reused: no")
+        assert printed(second, step).endswith("reused: yes")
+    assert printed(second, "error") == printed(first, "error")
+
+
 def test_first_flow_of_the_readme_works_as_it_stands(
     run_script: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -99,6 +99,7 @@ class Node:
             "init_failures_allowed": 3,
             "output_action": "append_row",
             "append_row": {"header": False, "to_csv": {}},
+            "output_format": "text",
             "inputs": [],
             "process": "",
         }

@@ -276,9 +276,12 @@ def test_a_second_positional_parameter_gets_the_context(node, definition):
             "def _run(data, context):\n"
             "    return [context.minibatch_index, context.partition_key_value]\n"
         )
-    node.start()
+    node.start(inputs=[{"kinds": {"user": "text"}}])
+    song = node.root / "song.wav"
+    song.touch()
 
-    assert lines(node.run({"rank": 0, "key": {"user": "a"}}, index=5)) == [["5", "{'user': 'a'}"]]
+    work = {"files": [str(song)], "key": {"user": "a"}}
+    assert lines(node.run(work, index=5)) == [["5", "{'user': 'a'}"]]
 
 
 @pytest.mark.parametrize(

@@ -321,8 +321,6 @@ def test_mini_batch_size_fits_the_inputs(make, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"partition_keys": ["user"]},
-        {"output_format": "csv"},
         {"environment": "/usr/bin/python3"},
         {"speculative_copies": True},
         {"gpus_per_process": 1},

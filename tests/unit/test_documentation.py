@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (".", "docs", "docs/adr", "benchmarks", "flows", "flows/scripts")
+FOLDERS = (
+    ".",
+    "docs",
+    "docs/adr",
+    "docs/how-to",
+    "docs/reference",
+    "benchmarks",
+    "flows",
+    "flows/scripts",
+)
 PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).glob("*.md"))
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 

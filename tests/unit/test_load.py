@@ -97,7 +97,8 @@ def late(tmp_path, monkeypatch, value, header="a,b\n", good="1,2\n"):
         (",2", "column 'a' is int64, and no value does not fit; if it should, create the dataset with column_types={'a': 'float64'}"),
         ("1,2,3", "it has 3 values, and the dataset has 2 columns"),
         ("0x1F,2", "column 'a' is int64, and '0x1F' does not fit; if it should, create the dataset with column_types={'a': 'string'}"),
-        ("1", "it has 1 values, and the dataset has 2 columns"),
+        ("99999999999999999999,2", "column 'a' is int64, and '99999999999999999999' does not fit; if it should, create the dataset with column_types={'a': 'string'}"),
+        ("1", "it has 1 value, and the dataset has 2 columns"),
         ('1,"2', "a quoted value goes on over the end of its line; create the dataset with support_multi_line=True"),
     ],
 )  # fmt: skip

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from prefect_parallelrun.datasets import TabularDataset
 from prefect_parallelrun.planning import make_plan
 from prefect_parallelrun_runtime.load import load
+from prefect_parallelrun_runtime.load_error import LoadError
 
 
 def loaded(dataset, size, scratch):
@@ -189,6 +190,25 @@ def test_types_come_from_a_sample_of_a_large_input(tmp_path, monkeypatch):
 
     assert same_dtypes(frames) == {"tail": "float64", "everywhere": "float64", "int": "int64"}
     assert sum(map(len, frames)) == 100_000
+
+
+@pytest.mark.parametrize("late", ["1", "0"])
+def test_a_digit_that_the_sample_of_truth_values_does_not_show(tmp_path, monkeypatch, late):
+    """It would have made the column text, so it is an error, until the user says that it is one (R111)."""
+    monkeypatch.setattr("prefect_parallelrun.datasets.sampling.SAMPLE_BYTES", 1 << 18)
+    path = tmp_path / "a.csv"
+    rows = [f"{n:05},{'true' if n % 2 else 'false'}\n" for n in range(100_000)]
+    rows[20_000] = f"20000,{late}\n"
+    path.write_text("n,flag\n" + "".join(rows))
+
+    with pytest.raises(
+        LoadError, match=r"a\.csv, row 20,001: column 'flag' is bool, and '[01]' does"
+    ):
+        loaded(TabularDataset.from_delimited_files(path), "1MB", tmp_path)
+
+    said = TabularDataset.from_delimited_files(path, column_types={"flag": "bool"})
+    flags = joined(loaded(said, "1MB", tmp_path))["flag"].tolist()
+    assert flags == [n % 2 == 1 if n != 20_000 else late == "1" for n in range(100_000)]
 
 
 def test_a_sample_of_values_with_newlines_is_not_led_astray(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from prefect_parallelrun.errors import ConfigError, OutputError
 from prefect_parallelrun.models import AttemptRecord, Outcome
-from prefect_parallelrun.output import publication
+from prefect_parallelrun.output import publication, segments
 from prefect_parallelrun.output.publication import check_destination
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
@@ -290,24 +290,24 @@ def test_killed_at_any_step_a_publication_can_be_done_again(tmp_path, how):
 @pytest.mark.parametrize("seed", range(5))
 def test_pieces_are_the_segments_in_their_order(tmp_path, monkeypatch, seed):
     """Whatever the sizes and gaps, the pieces are exactly these segments, in this order."""
-    monkeypatch.setattr(publication, "_COPY_BYTES", 500)
-    monkeypatch.setattr(publication, "_COLLECT_BYTES", 900)
-    monkeypatch.setattr(publication, "_COLLECT_SEGMENTS", 7)
-    monkeypatch.setattr(publication, "_SPAN_BYTES", 600)
-    monkeypatch.setattr(publication, "_GAP_BYTES", 30)
+    monkeypatch.setattr(segments, "_COPY_BYTES", 500)
+    monkeypatch.setattr(segments, "_COLLECT_BYTES", 900)
+    monkeypatch.setattr(segments, "_COLLECT_SEGMENTS", 7)
+    monkeypatch.setattr(segments, "_SPAN_BYTES", 600)
+    monkeypatch.setattr(segments, "_GAP_BYTES", 30)
     chance = random.Random(seed)
     data = chance.randbytes(50_000)
     cuts = sorted(chance.sample(range(50_000), 400))
-    segments = [(a, b - a) for a, b in itertools.pairwise(cuts) if chance.random() < 0.7]
-    segments += [(cuts[-1], 0)] if seed % 2 else []
-    chance.shuffle(segments)
+    some = [(a, b - a) for a, b in itertools.pairwise(cuts) if chance.random() < 0.7]
+    some += [(cuts[-1], 0)] if seed % 2 else []
+    chance.shuffle(some)
     source = tmp_path / "source"
     source.write_bytes(data)
 
     with source.open("rb") as reading:
-        found = b"".join(map(bytes, publication.pieces(reading.fileno(), segments)))
+        found = b"".join(map(bytes, segments.pieces(reading.fileno(), some)))
 
-    assert found == b"".join(data[at : at + length] for at, length in segments)
+    assert found == b"".join(data[at : at + length] for at, length in some)
 
 
 def test_a_destination_is_made_and_left_empty(tmp_path):

@@ -246,7 +246,7 @@ def test_job_result_of_a_failed_run(tmp_path):
 
 def items_of(indices):
     for index in indices:
-        yield index, [f"/data/{index}-{number}.png" for number in range(3)]
+        yield 0, [f"/data/{index}-{number}.png" for number in range(3)]
 
 
 def test_failed_items_are_records(tmp_path):
@@ -268,6 +268,7 @@ def test_failed_items_are_records(tmp_path):
     assert [record["item"] for record in records[:3]] == [f"/data/1-{n}.png" for n in range(3)]
     assert records[5] == {
         "item": "/data/2-2.png",
+        "input": 0,
         "kind": "file",
         "mini_batch": 2,
         "reason": "exception",

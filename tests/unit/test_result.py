@@ -9,9 +9,14 @@ import pandas
 import pytest
 from pydantic import ValidationError
 
+from prefect_parallelrun.config import ParallelRunConfig
+from prefect_parallelrun.datasets import FileDataset
+from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import DatasetError, OutputError
 from prefect_parallelrun.models import Counts
+from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.result import ParallelRunResult
+from prefect_parallelrun.run_record import keep_definition
 
 
 def result(folder: Path, **changes) -> ParallelRunResult:
@@ -130,8 +135,11 @@ def test_without_failures_there_are_no_failed_items(tmp_path):
     assert result(tmp_path).failed_items() is None
 
 
-def failures(folder: Path, *records: dict) -> ParallelRunResult:
+def failures(folder: Path, *records: dict, inputs=()) -> ParallelRunResult:
+    records = [{"input": 0, **record} for record in records]
     (folder / "failed_items.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    step = StepDefinition(name="predict", config=ParallelRunConfig("score.py"), inputs=inputs)
+    keep_definition(RunPaths(folder), step)
     return result(folder, items=Counts(total=9, succeeded=6, failed=3))
 
 
@@ -148,9 +156,35 @@ def test_failed_files_are_a_dataset(tmp_path):
             "item": None,
             "candidates": [str(tmp_path / "b"), str(tmp_path / "c [1]*")],
         },
+        inputs=(FileDataset.from_files(tmp_path),),
     ).failed_items()
 
     assert [Path(item.path).name for item in dataset.list_files()] == ["a", "b", "c [1]*"]
+
+
+def test_failed_files_are_read_as_their_input_is(tmp_path):
+    """failed_items() has the storage and the partition_format of the input that they are of (R204, R78)."""
+    folder = FileDataset.from_files(tmp_path)
+    inputs = (
+        folder,
+        folder.as_download(),
+        FileDataset.from_files(
+            "s3://b/in", credentials="s3-credentials/keys", partition_format="{store}/x.txt"
+        ),
+    )
+
+    found = failures(
+        tmp_path, {"kind": "file", "item": "s3://b/in/7/x.txt", "input": 2}, inputs=inputs
+    ).failed_items()
+    assert found.paths == ("s3://b/in/7/x.txt",)
+    assert found.storage.credentials == "s3-credentials/keys"
+    assert found.partition_format == "{store}/x.txt"
+
+    records = [{"kind": "file", "item": str(tmp_path / "a"), "input": n} for n in (0, 1)]
+    assert failures(tmp_path, records[1], inputs=inputs).failed_items().delivery == "download"
+    assert failures(tmp_path, *records, inputs=(folder, folder)).failed_items() is not None
+    with pytest.raises(DatasetError, match=r"several inputs, which differ.*failed_items\.jsonl"):
+        failures(tmp_path, *records, inputs=inputs).failed_items()
 
 
 def test_failed_rows_are_no_dataset_of_files(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_parallelrun import reuse
+from prefect_parallelrun import manifest, reuse
 from prefect_parallelrun.config import ParallelRunConfig
 from prefect_parallelrun.datasets import (
     FileDataset,
@@ -151,15 +151,15 @@ def _touch_other_content(path: Path) -> None:
 def test_manifest_of_one_file(outputs, damage):
     """With append_row only the one file counts, whatever else is in its folder (R50)."""
     run, output = outputs
-    assert not reuse.is_intact(run)
-    reuse.write_manifest(run, output, output / "rows.txt")
-    assert reuse.is_intact(run)
+    assert not manifest.is_intact(run)
+    manifest.write(run, output, output / "rows.txt")
+    assert manifest.is_intact(run)
 
     (output / "deep" / "more.txt").unlink()
-    assert reuse.is_intact(run)
+    assert manifest.is_intact(run)
 
     damage(output / "rows.txt")
-    assert not reuse.is_intact(run)
+    assert not manifest.is_intact(run)
 
 
 @pytest.mark.parametrize(
@@ -174,36 +174,36 @@ def test_manifest_of_one_file(outputs, damage):
 def test_manifest_of_a_folder(outputs, damage):
     """With summary_only any difference in the folder counts (design 5)."""
     run, output = outputs
-    reuse.write_manifest(run, output, None)
-    assert reuse.is_intact(run)
+    manifest.write(run, output, None)
+    assert manifest.is_intact(run)
 
     damage(output)
 
-    assert not reuse.is_intact(run)
+    assert not manifest.is_intact(run)
 
 
 def test_lost_files(outputs):
     """What was noted and is not there as it was is lost; what came later is nobody's (R201)."""
     run, output = outputs
-    assert reuse.lost_files(run) is None
-    reuse.write_manifest(run, output, None)
+    assert manifest.lost_files(run) is None
+    manifest.write(run, output, None)
     (output / "new.txt").write_text("")
-    assert reuse.lost_files(run) == []
+    assert manifest.lost_files(run) == []
 
     (output / "rows.txt").write_text("other and longer")
     shutil.rmtree(output / "deep")
-    assert sorted(reuse.lost_files(run)) == ["deep/more.txt", "rows.txt"]
+    assert sorted(manifest.lost_files(run)) == ["deep/more.txt", "rows.txt"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"output": "x"}', '{"output": 1, "files": 2}'])
 def test_a_manifest_that_cannot_be_read(outputs, content):
     """An output of which nothing certain is known is not intact."""
     run, output = outputs
-    reuse.write_manifest(run, output, None)
+    manifest.write(run, output, None)
     (run / "output_manifest.json").write_text(content)
 
-    assert not reuse.is_intact(run)
-    assert reuse.lost_files(run) is None
+    assert not manifest.is_intact(run)
+    assert manifest.lost_files(run) is None
 
 
 def test_grouping(files):

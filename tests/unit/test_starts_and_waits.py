@@ -21,7 +21,7 @@ SETTINGS: Any = {
     "kill_grace_s": 1.0,
     "init_timeout_s": 4.0,
 }
-LONGEST_S = 2 * (10 + 10 + 5 + 1 + 4) + REST_S
+LONGEST_S = 2 * (10 + 10 + 10 + 5 + 1 + 4) + REST_S
 """Of two attempts with those time-outs."""
 
 
@@ -145,6 +145,19 @@ def test_without_one_the_limit_is_what_the_longest_mini_batch_may_take():
     made.node_joined("node000", 500)
     assert made.verdict(500 + LONGEST_S) is None
     assert isinstance(made.verdict(501 + LONGEST_S), NoProgress)
+
+
+def test_a_node_that_gets_on_with_its_side_inputs_is_waited_for():
+    """R205: what a node tells of its fetching puts off the limit for there being no node, and only that."""
+    made = waits()
+    made.node_fetches(500)
+    assert made.verdict(1099) is None
+    assert isinstance(made.verdict(1101), ClusterError)
+    made.node_joined("node000", 1099)
+    made.node_fetches(1100)
+    made.node_left("node000", 1105)
+    assert made.verdict(1704) is None
+    assert isinstance(made.verdict(1706), ClusterError)
 
 
 def test_what_is_done_is_left_out_of_the_plan_lazily():

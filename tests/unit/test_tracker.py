@@ -152,6 +152,21 @@ def test_what_was_not_started_in_a_bundle_runs_again_at_no_cost():
     assert all(again[m.mini_batch.index] == 1 for m in first.members[2:])
 
 
+def test_bundles_are_small_where_their_data_takes_long_to_come():
+    """R231: with quick calls and slow fetching, a bundle holds what is fetched in half a second."""
+    tracker = Tracker(plan(10_000), LIMITS)
+    tracker.node_joined("node000", 2)
+    largest = 0
+    for _ in range(30):
+        for bundle in tracker.next_bundles():
+            largest = max(largest, len(bundle.members))
+            tracker.bundle_fetched(bundle.number, 0.1 * len(bundle.members))
+            tracker.bundle_ended(
+                bundle.number, [success(place) for place in range(len(bundle.members))]
+            )
+    assert 2 <= largest <= policy.BUNDLE_S / 0.1
+
+
 def test_a_lost_node_costs_no_attempt_and_its_mini_batches_run_alone_elsewhere():
     """R86: what was in flight runs again with the same attempt number, one to a bundle."""
     tracker = Tracker(plan(4), LIMITS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_parallelrun import FileDataset, ParallelRunConfig, reuse
+from prefect_parallelrun import FileDataset, ParallelRunConfig, manifest, reuse
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.models import AttemptError, AttemptRecord, Outcome
@@ -102,7 +102,7 @@ def run(tmp_path: Path) -> RunPaths:
         output.add(failure(2))
         published = output.publish(tmp_path / "out", "out.txt", order="input")
         write_failed_items(paths, output.journal, items_of, kind="file")
-    reuse.write_manifest(paths.root, tmp_path / "out", published)
+    manifest.write(paths.root, tmp_path / "out", published)
     record_of(paths).write(paths)
     return paths
 
@@ -277,7 +277,7 @@ def test_a_partial_file_of_another_length_is_found(run, change_by, reason):
 def test_a_changed_output_folder_is_found(run, tmp_path):
     """With summary_only the output must be as the manifest has it."""
     record_of(run, append_row_file_name=None).write(run)
-    reuse.write_manifest(run.root, tmp_path / "out", None)
+    manifest.write(run.root, tmp_path / "out", None)
     assert verify(run).findings == ()
 
     (tmp_path / "out" / "more.txt").write_text("new")

@@ -16,6 +16,8 @@ from prefect_parallelrun_runtime import (
     load,
     outbox,
     page,
+    path_values,
+    returned,
     script,
 )
 
@@ -121,14 +123,14 @@ class Attempts:
         """Call `run()`; return the rows, encoded."""
         arguments = [loaded.data]
         if self._entry.wants_context:
-            key = task[3].get("key")
+            key = path_values.key_of(task[3], self._reader(task))
             arguments.append(script.MiniBatchContext(task[0], loaded.dataset, key))
         if isinstance(loaded.data, load.FileList):
             loaded.data.task_id = task[0]
         self._load_ahead(work, position)
         began = self._page.set(page.RUNNING, work.tag, position, loaded.items)
         try:
-            returned = self._entry.run(*arguments)
+            result = self._entry.run(*arguments)
         except BaseException as error:
             leave_if_forked(self._pid, error)
             ending = _ending(error)
@@ -138,13 +140,18 @@ class Attempts:
             header["run_s"] = round(time.monotonic() - began, 6)
         leave_if_forked(self._pid)
         self._page.set(page.ENCODING, work.tag, position, loaded.items)
-        return self._encode(returned, header)
+        return self._encode(result, header)
 
-    def _encode(self, returned: Any, header: Result) -> bytes:
+    def _encode(self, result: Any, header: Result) -> bytes:
         settings = self._settings
         try:
-            encoded = encode.encode(returned, settings["output_action"], settings["append_row"])
-        except encode.BadReturn as error:
+            encoded = encode.encode(
+                result,
+                settings["output_action"],
+                settings["append_row"],
+                settings["output_format"],
+            )
+        except returned.BadReturn as error:
             record = self._describe(error, "result", "bad_return")
             raise Failed({**record, "where": self._place_of_run()}) from None
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What `run()` returned becomes rows, as bytes (rules R10, R11, R13, R103)."""
+"""What `run()` returned becomes rows, as bytes (rules R10, R11, R13, R103, R221)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefect_parallelrun_runtime.returned import (
+    BadReturn,
+    is_array,
+    is_table,
+    kind,
+    whole_arrays,
+)
+
 if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import AppendRow
-
-
-class BadReturn(Exception):
-    """`run()` returned something that has no rows."""
 
 
 class Encoded(NamedTuple):
@@ -20,29 +24,54 @@ class Encoded(NamedTuple):
     rows: int
     """Elements that `run()` returned."""
     data: bytes
-    """One line each; empty with `summary_only`."""
+    """In the format of the output; empty with `summary_only`."""
     columns: str | None = None
-    """The header line of a DataFrame, where it is wanted."""
+    """What the output must know of the columns: see `messages.Result`."""
 
 
-def encode(result: Any, output_action: str, append_row: AppendRow) -> Encoded:
-    """Count the elements of `result` and, for `append_row`, turn each into one line.
+def encode(
+    result: Any, output_action: str, append_row: AppendRow, output_format: str = "text"
+) -> Encoded:
+    """Count the elements of `result` and, for `append_row`, turn each into one row of the format.
 
     Raises:
-        BadReturn: it is neither a DataFrame nor an array.
+        BadReturn: it is neither a DataFrame nor an array, or the format cannot hold it.
     """
-    if isinstance(result, (list, tuple)):
-        return Encoded(len(result), _lines(result) if output_action == "append_row" else b"")
-    if not _is_table(result) and not _is_array(result):
+    is_list = isinstance(result, (list, tuple))
+    if not is_list and not is_table(result) and not is_array(result):
         raise BadReturn(
-            f"run() returned {_kind(result)}; it must return a pandas DataFrame or an array "
+            f"run() returned {kind(result)}; it must return a pandas DataFrame or an array "
             "(list, tuple, numpy.ndarray, pandas.Series, Arrow table) with one element per item"
         )
     if output_action != "append_row":
         return Encoded(len(result), b"")
-    if _is_table(result):
+    if output_format == "text":
+        if is_list or is_array(result):
+            return Encoded(len(result), _lines(result))
         return _table_lines(result, append_row)
-    return Encoded(len(result), _lines(result))
+    data, columns = _of_format(result, output_format)
+    if columns is None and output_format != "jsonl" and len(result):
+        raise BadReturn(
+            f"run() returned rows without any column ({len(result)}), for which {output_format!r} has "
+            "no place: give each row a value, such as the name of its item (output_format='jsonl' "
+            "keeps empty rows)"
+        )
+    return Encoded(len(result), data, columns)
+
+
+def _of_format(result: Any, output_format: str) -> tuple[bytes, str | None]:
+    # Imported when the first rows come: the others cost a start nothing.
+    if output_format == "csv":
+        from prefect_parallelrun_runtime import csv_rows
+
+        return csv_rows.encode(result)
+    if output_format == "jsonl":
+        from prefect_parallelrun_runtime import json_rows
+
+        return json_rows.encode(result), None
+    from prefect_parallelrun_runtime import arrow_rows
+
+    return arrow_rows.encode(result)
 
 
 def _lines(elements: Iterable[Any]) -> bytes:
@@ -57,28 +86,11 @@ def _texts(elements: Iterable[Any]) -> list[str]:
     if numpy is None:
         return [str(element) for element in elements]
     array = numpy.ndarray
-    # Else an array with many elements is cut into lines, and one with very many loses its middle.
-    with numpy.printoptions(linewidth=sys.maxsize, threshold=sys.maxsize):
+    with whole_arrays():
         return [
             str(element).replace("\n", " ") if isinstance(element, array) else str(element)
             for element in elements
         ]
-
-
-def _is_table(result: Any) -> bool:
-    # A table can only be one of a library that the script has imported: so nothing is imported here
-    # to find out, and a script without pandas pays nothing for it.
-    pandas, arrow = sys.modules.get("pandas"), sys.modules.get("pyarrow")
-    if pandas is not None and isinstance(result, pandas.DataFrame):
-        return True
-    return arrow is not None and isinstance(result, (arrow.Table, arrow.RecordBatch))
-
-
-def _is_array(result: Any) -> bool:
-    pandas, numpy = sys.modules.get("pandas"), sys.modules.get("numpy")
-    if pandas is not None and isinstance(result, pandas.Series):
-        return True
-    return numpy is not None and isinstance(result, numpy.ndarray) and result.ndim > 0
 
 
 def _table_lines(table: Any, append_row: AppendRow) -> Encoded:
@@ -87,13 +99,7 @@ def _table_lines(table: Any, append_row: AppendRow) -> Encoded:
     keywords: dict[str, Any] = {"sep": " ", "index": False, **append_row["to_csv"]}
     # A header belongs at the top of the output, not above each mini-batch: it travels beside the rows.
     header = keywords.pop("header", False) or append_row["header"]
-    data = table.to_csv(None, header=False, **keywords)
+    with whole_arrays():
+        data = table.to_csv(None, header=False, **keywords)
     columns = table.iloc[:0].to_csv(None, header=header, **keywords) if header else None
     return Encoded(len(table), data.encode("utf-8", "surrogateescape"), columns)
-
-
-def _kind(result: Any) -> str:
-    if result is None:
-        return "None"
-    name = type(result).__qualname__
-    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

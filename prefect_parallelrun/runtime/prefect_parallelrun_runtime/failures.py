@@ -123,10 +123,11 @@ def heading(task: list[Any], stage: str) -> str:
 
 def first_items(work: dict[str, Any]) -> list[str]:
     """Return a few words that tell a person which items a mini-batch has."""
-    if "files" in work:
-        files: list[str] = work["files"]
-        more = len(files) - _ITEMS_SHOWN
-        return files[:_ITEMS_SHOWN] + ([f"… and {more} more"] if more > 0 else [])
+    key = [f"{name}={value}" for name, value in work.get("key", {}).items()]
+    paths: list[str] | None = work.get("files") or work.get("paths")
+    if paths is not None:
+        more = len(paths) - _ITEMS_SHOWN
+        return key + paths[:_ITEMS_SHOWN] + ([f"… and {more} more"] if more > 0 else [])
     if "rank" in work:
         return [f"rank {work['rank']}"]
     path = str(work.get("path", ""))

@@ -25,7 +25,7 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
     Raises:
         Unfit: a row does not fit; its number is that in the file.
     """
-    path, encoding = work["path"], reader["encoding"]
+    path, encoding = work.get("local") or work["path"], reader["encoding"]
     if "start" not in work:
         if "rows" in work:
             data = text_files.first_rows(path, reader, work["rows"])
@@ -38,18 +38,38 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
     try:
         return _parse(text_files.as_utf8(raw, encoding), reader)
     except Unfit as unfit:
-        if unfit.row is not None:
+        if unfit.row is not None and "local" not in work:
             unfit.row += text_files.rows_before(path, reader, before, start)
         raise
 
 
 def _parse(data: bytes, reader: dict[str, Any]) -> pd.DataFrame:
     columns: Columns = reader["columns"]
+    _check_utf8(data, reader["encoding"])
     table = None if reader["line_by_line"] else _by_arrow(data, columns)
     if table is None:
         return _line_by_line(data, columns)
     typed_tables.check_nulls(table, columns)
     return typed_tables.to_frame(table, _objects(columns))
+
+
+def _check_utf8(data: bytes, encoding: str) -> None:
+    """Refuse the first row that is not UTF-8, which Arrow would let pass."""
+    if data.isascii():
+        return
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        line_end = data.find(b"\n", error.start) + 1 or len(data)
+        row = len(_lines(data[:line_end])) - 1
+        shown = data[error.start : error.start + 20].split(b"\n")[0]
+        raise Unfit(
+            row, f"it holds {shown!r}, which is not {encoding}; name the right encoding="
+        ) from None
+
+
+def _lines(data: bytes) -> list[bytes]:
+    return [line for line in data.split(b"\n") if line.strip()]
 
 
 def _objects(columns: Columns) -> list[str]:
@@ -76,9 +96,7 @@ def _by_arrow(data: bytes, columns: Columns) -> Any:
 
 def _rows(data: bytes) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for line in data.split(b"\n"):
-        if not line.strip():
-            continue
+    for line in _lines(data):
         try:
             value = json.loads(line)
         except ValueError as error:

@@ -6,7 +6,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from prefect_parallelrun_runtime import path_values
 from prefect_parallelrun_runtime.load_error import LoadError, Unfit
+from prefect_parallelrun_runtime.source_path import SourcePath
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +56,7 @@ class Loaded(NamedTuple):
 
 def needs_reading(work: dict[str, Any]) -> bool:
     """Say whether there is data to read, so that it pays to load ahead in a thread."""
-    return "path" in work
+    return "path" in work or "paths" in work
 
 
 def load(work: dict[str, Any], reader: dict[str, Any]) -> Loaded:
@@ -67,18 +69,49 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> Loaded:
     Raises:
         LoadError: the data cannot be read; the message names file, row and column where known.
     """
+    if "unavailable" in work:
+        raise LoadError(work["unavailable"])
     if "files" in work:
-        paths = FileList(work["files"])
+        paths = FileList(work.get("local") or work["files"])
         _check_there(paths)
         return Loaded(paths, len(paths), MiniBatchFiles(paths))
     if "rank" in work:
         return Loaded(FileList(), 1, None)
+    frame = _joined(work, reader) if "paths" in work else _frame(work, reader)
+    if "part" in work:
+        frame = _part(frame, work["part"], work.get("path") or work["paths"][0])
+    return Loaded(frame, len(frame), MiniBatchTable(frame))
+
+
+def _joined(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows of several files, in their order; all have the dtypes of the reader."""
+    import pandas as pd
+
+    # What there is one of for each file.
+    beside = {name: work[name] for name in ("local", "constants", "rows") if name in work}
+    frames = [
+        _frame({"path": path, **{name: some[place] for name, some in beside.items()}}, reader)
+        for place, path in enumerate(work["paths"])
+    ]
+    if len(frames) == 1:
+        return frames[0]
+    return pd.concat(frames, ignore_index=isinstance(frames[0].index, pd.RangeIndex))
+
+
+def _frame(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
+    """Return the rows of one file, or of a piece of it."""
     path = work["path"]
-    _check_there([path])
+    _check_there([work.get("local") or path])
     try:
         frame = _read_table(work, reader)
+        if "constants" in work:
+            frame = path_values.with_constants(frame, work["constants"], reader)
+        return frame
     except Unfit as unfit:
         place = path if unfit.row is None else f"{path}, row {unfit.row + 1:,}"
+        if unfit.row is not None and "local" in work and "start" in work:
+            # Only these bytes of the file have been fetched: nobody here can count those before.
+            place += f" of those that begin at its bytes {work['start']:,} to {work['end'] - 1:,}"
         raise LoadError(f"{place}: {unfit.reason}") from None
     except ImportError as error:
         raise LoadError(
@@ -88,9 +121,6 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> Loaded:
         raise LoadError(f"{path}: {error}; name the right encoding= for the dataset") from None
     except (OSError, ValueError) as error:
         raise LoadError(f"{path} cannot be read: {error}") from error
-    if "part" in work:
-        frame = _part(frame, work["part"], path)
-    return Loaded(frame, len(frame), MiniBatchTable(frame))
 
 
 def _part(frame: pd.DataFrame, part: list[int], path: str) -> pd.DataFrame:
@@ -110,7 +140,8 @@ def _part(frame: pd.DataFrame, part: list[int], path: str) -> pd.DataFrame:
 
 def _check_there(paths: list[str]) -> None:
     for path in paths:
-        if not os.path.isfile(path):
+        # One that opens itself, in the driver alone, says so when it is opened.
+        if not isinstance(path, SourcePath) and not os.path.isfile(path):
             raise LoadError(f"{path} vanished: it was there when the step was planned")
 
 

@@ -22,7 +22,7 @@ class Files(TypedDict):
 
 
 class AppendRow(TypedDict):
-    """How rows become bytes (rules R11, R103)."""
+    """How rows become text (rules R11, R103)."""
 
     header: bool
     """Whether a DataFrame's column names are wanted once, at the top of the output."""
@@ -73,6 +73,8 @@ class Settings(TypedDict):
     """So many failed starts in a row without a success end the trying on this node (R87)."""
     output_action: str
     append_row: AppendRow
+    output_format: str
+    """`text` (for which `append_row` counts), `csv`, `jsonl` or `parquet` (R221)."""
     inputs: list[dict[str, Any]]
     """How to read each input; see `load`. Empty for files."""
     process: str
@@ -121,7 +123,9 @@ class Result(TypedDict, total=False):
     run_s: float
     error: Error
     columns: str
-    """With `append_row.header`: the header line of a DataFrame, newline included."""
+    """What comes once for the whole output. For `text` with `append_row.header`, and for `csv`: the
+    header line, newline included. For `parquet`: the Arrow schema, serialised, in base 64; the fields'
+    metadata are those of `arrow_types`."""
 
 
 class BundleEnd(TypedDict):
@@ -143,7 +147,9 @@ class Event(TypedDict, total=False):
     `supervisor_ready`; `process_started`, `process_ready`, `start_failed` (with `error`),
     `shutdown_failed` (with `error`; `shutdown()` raised, took too long or was killed),
     `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row);
-    `logs_lost` (once per node, with `reason`: log files cannot be written, and are not).
+    `logs_lost` (once per node, with `reason`: log files cannot be written, and are not);
+    and, of the agent: `fetching` (it gets on with its side inputs, as `reason` tells), `bundle_fetched`
+    (with `bundle` and `seconds`: the data of its mini-batches is there, or known not to come).
     """
 
     name: str
@@ -154,4 +160,5 @@ class Event(TypedDict, total=False):
     """For `process_ended`: `stopped`, `timeout`, `exit`, `signal`, `memory`, `cancelled`, or `garbage`
     (it was killed for what it had written into its channel)."""
     bundle: int
+    seconds: float
     error: Error

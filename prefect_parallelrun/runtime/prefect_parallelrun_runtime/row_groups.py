@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from prefect_parallelrun_runtime import typed_tables
 from prefect_parallelrun_runtime.load_error import LoadError, Unfit
+from prefect_parallelrun_runtime.source_path import SourcePath, for_arrow
 
 if TYPE_CHECKING:
     import pandas as pd
+
+JSON = b"parallelrun.json"
+"""Marks, in the metadata of a field, text that stands for Python's lists and objects."""
 
 _footer_of: tuple[tuple[str, int, int], Any] = (("", 0, 0), None)
 """Path, size and time, and the footer, of the file read last: that of a large file is costly to parse."""
@@ -26,10 +31,9 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = work["path"]
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(reader["schema"])))
+    path = work.get("local") or work["path"]
     footer, before = _footer(path), 0
-    with pq.ParquetFile(path, metadata=footer) as file:
+    with pq.ParquetFile(for_arrow(path), metadata=footer) as file:
         if "row_groups" in work:
             first = work["row_groups"][0]
             before = sum(footer.row_group(place).num_rows for place in range(first))
@@ -38,9 +42,12 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
             table = file.read(use_threads=False)
     if "rows" in work:
         table = table.slice(0, work["rows"])
+    if reader["schema"] is None:  # whoever wrote the file has settled the types
+        return _with_objects(table, typed_tables.to_frame(table, reader["objects"]))
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(reader["schema"])))
     try:
         if not table.schema.equals(schema, check_metadata=False):
-            table = _fitted(path, table, schema)
+            table = _fitted(work["path"], table, schema)
         _check_full(table, reader["full"])
     except Unfit as unfit:
         if unfit.row is not None:
@@ -51,10 +58,24 @@ def load(work: dict[str, Any], reader: dict[str, Any]) -> pd.DataFrame:
     return typed_tables.to_frame(table, reader["objects"])
 
 
+def _with_objects(table: Any, frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a DataFrame with lists and objects where its table has JSON that stands for them."""
+    import pandas as pd
+
+    for field in table.schema:
+        if JSON in (field.metadata or {}):
+            texts = table.column(field.name).to_pylist()
+            values = [float("nan") if text is None else json.loads(text) for text in texts]
+            frame[field.name] = pd.Series(values, index=frame.index, dtype=object)
+    return frame
+
+
 def _footer(path: str) -> Any:
     global _footer_of
     import pyarrow.parquet as pq
 
+    if isinstance(path, SourcePath):
+        return pq.read_metadata(path.open())
     status = os.stat(path)
     key = (path, status.st_size, status.st_mtime_ns)
     last = _footer_of
