@@ -239,6 +239,7 @@ def record(row: int, late: dict[int, str]) -> dict[str, object]:
     return usual
 
 
+@pytest.mark.slow
 def test_late_values_in_a_large_csv(run, tmp_path):
     """R111: what the sample of a large file does not show (a gap, a float among integers, a date beyond
     nanoseconds, leading zeros) fails its own mini-batch, naming file, row and column; the types that the
@@ -256,6 +257,7 @@ def test_late_values_in_a_large_csv(run, tmp_path):
     check_late(run, path, late, TabularDataset.from_delimited_files)
 
 
+@pytest.mark.slow
 def test_late_values_in_large_json_lines(run, tmp_path):
     """R111: the same for JSON lines, whose gaps are keys that a line lacks; dates and codes are text there."""
     path = tmp_path / "late.jsonl"

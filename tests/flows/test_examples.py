@@ -84,6 +84,7 @@ def test_irises_are_told_apart(run_script: Callable[..., str], tmp_path: Path) -
     assert int(printed(output, "batches").split()[0]) > 2
 
 
+@pytest.mark.slow
 def test_a_model_for_each_store_and_brand(run_script: Callable[..., str], tmp_path: Path) -> None:
     """A table is cut by its keys, a model file is written for each combination, and the next step
     scores with them as a side input; run again, neither step has anything to do (R28, R75, R102)."""

@@ -154,9 +154,7 @@ def test_a_result_that_is_side_input_and_argument(files, s3, scored, tmp_path): 
 
 def test_a_text_is_a_url(files, s3, monkeypatch):  # noqa: F811
     """output="s3://…" is a remote output as well; its storage is opened as the environment says (R50)."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", S3_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    s3.open_by_environment(monkeypatch)
 
     @flow
     async def score():

@@ -276,9 +276,7 @@ def test_a_web_server_takes_no_output(run, data, http_server):
 
 def test_without_the_local_copy(run, data, s3, tmp_path, monkeypatch):
     """Once the run's own copy is gone, the result is read from the store (R231)."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.storage_options["key"])
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.storage_options["secret"])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.storage_options["endpoint_url"])
+    s3.open_by_environment(monkeypatch)
     output = OutputFileDatasetConfig(destination=f"{s3.url}/out")
     result = run(ROWS, data, output=output)
     (RunPaths(tmp_path / "x").root.parent / result.run_directory / "output").rename(
@@ -473,9 +471,7 @@ def test_archives_that_cannot_be_opened(run, data, s3, archive):
 
 def test_half_of_the_copy_is_gone(run, data, s3, monkeypatch):
     """A copy that is not whole is not taken for the output: the remote one is (R231)."""
-    for name, key in (("ACCESS_KEY_ID", "key"), ("SECRET_ACCESS_KEY", "secret")):
-        monkeypatch.setenv(f"AWS_{name}", s3.storage_options[key])
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.storage_options["endpoint_url"])
+    s3.open_by_environment(monkeypatch)
     output = OutputFileDatasetConfig(destination=f"{s3.url}/out")
     result = run(FILES, data, output=output, output_action="summary_only")
     assert result.as_input("scored").to_path() == result.as_argument()
