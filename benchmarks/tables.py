@@ -21,11 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 # Only the standard library up here: each way pays for its own imports, and for no other's.
 if TYPE_CHECKING:
     import pandas as pd
+
+    from prefect_parallelrun.result import ParallelRunResult
 
 PROCESSES = 2
 REPEATS = 3
@@ -154,8 +156,11 @@ def overlap(folder: Path, repeats: int) -> None:
     wait = statistics.median(seconds)
     ratios = []
     for _ in range(repeats):
-        rows = run_ours(folder, ["--wait", str(wait)], processes=1, size=OVERLAP_BYTES)
-        spans = [tuple(map(float, row.split())) for row in rows.splitlines() if row]
+        result = run_ours(
+            folder, ["--wait", str(wait)], 1, OVERLAP_BYTES, output_action="summary_only"
+        )
+        text = "".join(file.read_text() for file in Path(result.output).iterdir())
+        spans = [tuple(map(float, row.split())) for row in text.splitlines()]
         alone = sum(ended - began for began, ended in spans)
         ratios.append(alone / (max(spans)[1] - min(spans)[0]))
     print(
@@ -166,12 +171,19 @@ def overlap(folder: Path, repeats: int) -> None:
 
 def by_ours(folder: Path) -> None:
     """Score with this package."""
-    rows = run_ours(folder, ["--model", str(folder / "model.pickle")], PROCESSES, RANGE)
-    (folder / "ours.txt").write_bytes(rows.encode())
+    result = run_ours(folder, ["--model", str(folder / "model.pickle")], PROCESSES, RANGE)
+    assert result.append_row_file is not None
+    Path(result.append_row_file).replace(folder / "ours.txt")
 
 
-def run_ours(folder: Path, arguments: list[str], processes: int, size: int) -> str:
-    """Run a step through the driver, and return its output."""
+def run_ours(
+    folder: Path,
+    arguments: list[str],
+    processes: int,
+    size: int,
+    output_action: Literal["append_row", "summary_only"] = "append_row",
+) -> ParallelRunResult:
+    """Run a step through the driver."""
     from prefect_parallelrun import ParallelRunConfig, TabularDataset
     from prefect_parallelrun.definition import StepDefinition
     from prefect_parallelrun.driver.run import run_step
@@ -187,13 +199,12 @@ def run_ours(folder: Path, arguments: list[str], processes: int, size: int) -> s
             process_count_per_node=processes,
             mini_batch_size=str(size),
             error_threshold=0,
+            output_action=output_action,
         ),
         inputs=(TabularDataset.from_delimited_files(folder / "table.csv"),),
         arguments=tuple(arguments),
     )
-    result = run_step(definition, run_folder=folder / "runs" / run_id, run_id=run_id, log=log)
-    assert result.append_row_file is not None
-    return Path(result.append_row_file).read_text()
+    return run_step(definition, run_folder=folder / "runs" / run_id, run_id=run_id, log=log)
 
 
 def by_pool(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Scores rows with a scikit-learn model; with `--wait` it only takes so many seconds, and says when."""
 
 import argparse
+import os
 import pickle
 import sys
 import time
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from azureml_user.parallel_run import EntryScript
+
 model = None
 options = None
+range_of = [0] * 1_000_000  # as many elements as there are rows, at no cost
 
 
 def init():
@@ -26,6 +30,9 @@ def run(mini_batch):
     if options.wait is not None:
         began = time.time()
         time.sleep(options.wait)
-        return [f"{began} {time.time()}"] + [""] * (len(mini_batch) - 1)
+        spans = Path(EntryScript().output_dir, f"{os.getpid()}.txt")
+        with spans.open("a") as file:
+            file.write(f"{began} {time.time()}\n")
+        return range_of[: len(mini_batch)]
     features = mini_batch.drop(columns="id").to_numpy()
     return pd.DataFrame({"id": mini_batch["id"], "label": model.predict(features)})
