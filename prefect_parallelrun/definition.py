@@ -157,8 +157,6 @@ class StepDefinition:
         texts = self.script_arguments("output")
         _check_arguments(texts)
         options = read_options(texts)
-        if options.profiling_module is not None:
-            raise refuse("--profiling_module", options.profiling_module, "it is not supported yet")
         self._check_inputs(inputs_pending or options.rank_mini_batch_count is not None)
         for one in self.side_inputs:
             if not isinstance(one, FileDataset):

@@ -93,6 +93,8 @@ class AttemptRecord:
     """Seconds from picking up to the encoded result."""
     cpu_s: float = 0.0
     """CPU seconds of the process meanwhile (may exceed elapsed)."""
+    load_s: float = 0.0
+    """Seconds that the process waited for the data before `run()`; 0 where they were there already."""
     run_s: float = 0.0
     """Seconds inside `run()`."""
     error: AttemptError | None = None
@@ -100,6 +102,46 @@ class AttemptRecord:
     """For a failure: the first items (paths, or file and byte range), for people to read."""
     log_file: str = ""
     """For a failure: the file that has the stack trace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRecord:
+    """One node of a run, as far as is known; written again whenever more is."""
+
+    node: str
+    """`node000`"""
+    host: str = ""
+    address: str = ""
+    """Of its Dask worker."""
+    processes: int = 0
+    """Worker processes that run at once."""
+    gpus: int = 0
+    joined_at: float = 0.0
+    """Seconds since the epoch (UTC)."""
+    left_at: float | None = None
+    """None: it is there, or nobody saw its end."""
+    reason: str = ""
+    """Why it left: empty at the end of a sitting, else what the driver's log says of the loss."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRecord:
+    """One worker process of a run, as far as is known; written again whenever more is."""
+
+    node: str
+    process: str
+    """`process003`"""
+    pid: int = 0
+    started_at: float = 0.0
+    """Seconds since the epoch (UTC)."""
+    ready_at: float | None = None
+    """When `init()` had succeeded; None: it never did."""
+    init_s: float = 0.0
+    """Seconds that `init()` took, before `ready_at`."""
+    ended_at: float | None = None
+    """None: it lives, or nobody saw its end (its node was lost)."""
+    reason: str = ""
+    """See `messages.Event.reason`: `stopped`, `timeout`, `exit`, `signal`, `memory`, `cancelled`, …"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 RUNTIME_FOLDER = Path(__file__).parent / "runtime"
@@ -86,6 +87,54 @@ class RunPaths:
         return self.logs / "job_result.txt"
 
     @property
+    def readme(self) -> Path:
+        """What is where in the log tree."""
+        return self.logs / "readme.txt"
+
+    @property
+    def master_log(self) -> Path:
+        """Creation of mini-batches, progress and result, as the driver sees them."""
+        return self.logs / "sys" / "master_role.txt"
+
+    @property
+    def driver_error(self) -> Path:
+        """Exceptions of the product's own code in the driver."""
+        return self.logs / "sys" / "error" / "driver.txt"
+
+    @property
+    def processed_mini_batches(self) -> Path:
+        """CSV: one row per attempt."""
+        return self.logs / "sys" / "job_report" / "processed_mini-batches.csv"
+
+    @property
+    def process_summary(self) -> Path:
+        """CSV: one row per worker process."""
+        return self.logs / "sys" / "job_report" / "process_summary.csv"
+
+    @property
+    def node_summary(self) -> Path:
+        """CSV: one row per node."""
+        return self.logs / "sys" / "job_report" / "node_summary.csv"
+
+    @property
+    def progress(self) -> Path:
+        """JSON: where the run stands, written again every few seconds while it goes on."""
+        return self.root / "progress.json"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report, one self-contained file."""
+        return self.root / "report.html"
+
+    def progress_overview(self, moment: datetime) -> Path:
+        """Return the overview of progress that begins at a moment, UTC; the largest name is the newest."""
+        return self.logs / f"job_progress_overview.{moment:%Y%m%d%H}.txt"
+
+    def node_performance(self, node: str) -> Path:
+        """Return the folder of what a node's monitor samples."""
+        return self.logs / "perf" / node
+
+    @property
     def error_summary(self) -> Path:
         """Each distinct error of the script, once."""
         return self.logs / "user" / "error.txt"
@@ -107,5 +156,7 @@ class RunPaths:
             "stderr": str(user / "stderr" / node / "{process}.stderr.txt"),
             "error": str(user / "error" / node / "{process}.txt"),
             "entry_script_log": str(user / "entry_script_log" / node / "{process}.log.txt"),
+            "process_log": str(self.logs / "sys" / "node" / node / "{process}.txt"),
+            "profile": str(self.logs / "sys" / "node" / node / "{process}.profile"),
             "system_error": str(self.logs / "sys" / "error" / f"{node}.txt"),
         }

@@ -32,6 +32,7 @@ def success(member: Pending, node: str, result: dict[str, Any]) -> AttemptRecord
         started_at=result.get("started_at", 0.0),
         elapsed_s=result.get("elapsed_s", 0.0),
         cpu_s=result.get("cpu_s", 0.0),
+        load_s=result.get("load_s", 0.0),
         run_s=result.get("run_s", 0.0),  # absent for a range in which no row begins
         items_sample=sample(member.mini_batch, member.part) if done < total else (),
     )
@@ -59,6 +60,7 @@ def failure(
         started_at=result.get("started_at", 0.0),
         elapsed_s=result.get("elapsed_s", 0.0),
         cpu_s=result.get("cpu_s", 0.0),
+        load_s=result.get("load_s", 0.0),
         run_s=result.get("run_s", 0.0),
         error=AttemptError(**result["error"]),
         items_sample=sample(member.mini_batch, member.part),

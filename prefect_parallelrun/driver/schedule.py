@@ -290,12 +290,16 @@ class Schedule:
         tracker = self._tracker
         standing = Standing(
             planned=self.planned,
+            created=tracker.planned,
             succeeded=tracker.mini_batches_succeeded,
             failed=tracker.mini_batches_failed,
             retried=tracker.retries,
             running=tracker.running,
             items_succeeded=tracker.items_succeeded,
             items_failed=tracker.items_failed,
+            rows=0,
+            rate=0.0,
+            left_s=None,
             elapsed_s=now - self._began,
         )
         if self._on_progress is not None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from prefect_parallelrun.models import AttemptError, AttemptRecord, ErrorGroup, Outcome
+from prefect_parallelrun.models import (
+    AttemptError,
+    AttemptRecord,
+    ErrorGroup,
+    NodeRecord,
+    Outcome,
+    ProcessRecord,
+)
 from prefect_parallelrun.output import schema
 from prefect_parallelrun.output.trouble import explained
 
@@ -99,8 +107,8 @@ ORDER BY mini_batch LIMIT ?
 """
 _ATTEMPTS = """
 SELECT a.mini_batch, a.attempt, a.final, a.outcome, a.node, a.process, a.items_total,
-    a.items_succeeded, a.items_failed, a.rows, a.started_at, a.elapsed_s, a.cpu_s, a.run_s,
-    a.first, a.stop, a.items_sample, a.log_file,
+    a.items_succeeded, a.items_failed, a.rows, a.started_at, a.elapsed_s, a.cpu_s, a.load_s,
+    a.run_s, a.first, a.stop, a.items_sample, a.log_file,
     e.category, e.type, coalesce(a.message, e.message), e.location, e.traceback, e.stage
 FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error ORDER BY a.id
 """
@@ -272,7 +280,7 @@ class Journal:
     def attempts(self) -> Iterator[AttemptRecord]:
         """Yield every attempt, in the order in which they ended."""
         for row in self.select(_ATTEMPTS):
-            first, stop, sample, log_file, category, kind, message, where, trace, stage = row[14:]
+            first, stop, sample, log_file, category, kind, message, where, trace, stage = row[15:]
             error = None
             if category is not None:
                 error = AttemptError(
@@ -298,11 +306,27 @@ class Journal:
                 started_at=row[10],
                 elapsed_s=row[11],
                 cpu_s=row[12],
-                run_s=row[13],
+                load_s=row[13],
+                run_s=row[14],
                 error=error,
                 items_sample=_items(sample),
                 log_file=log_file or "",
             )
+
+    def nodes(self) -> list[NodeRecord]:
+        """Return every node, of earlier sittings too, in the order of their names."""
+        names = [each.name for each in fields(NodeRecord)]
+        rows = self.select(f"SELECT {', '.join(names)} FROM nodes ORDER BY length(node), node")
+        return [NodeRecord(**dict(zip(names, row, strict=True))) for row in rows]
+
+    def processes(self) -> list[ProcessRecord]:
+        """Return every worker process, of earlier sittings too, in the order of nodes and names."""
+        names = [each.name for each in fields(ProcessRecord)]
+        rows = self.select(
+            f"SELECT {', '.join(names)} FROM processes "
+            "ORDER BY length(node), node, length(process), process"
+        )
+        return [ProcessRecord(**dict(zip(names, row, strict=True))) for row in rows]
 
     def select(self, query: str, values: Any = ()) -> Iterator[Any]:
         """Yield what a query finds; for modules that know the schema."""

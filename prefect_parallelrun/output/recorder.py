@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect_parallelrun.errors import printable
-from prefect_parallelrun.models import AttemptError, AttemptRecord
+from prefect_parallelrun.models import AttemptError, AttemptRecord, NodeRecord, ProcessRecord
 from prefect_parallelrun.output import schema
 
 MESSAGE_LIMIT = 2_000
@@ -19,7 +20,7 @@ TRACEBACK_LIMIT = 100_000
 
 _COLUMNS = (
     "id, mini_batch, first, stop, attempt, final, outcome, node, process, items_total, items_succeeded, "
-    "items_failed, rows, started_at, elapsed_s, cpu_s, run_s, error, message, items_sample, "
+    "items_failed, rows, started_at, elapsed_s, cpu_s, load_s, run_s, error, message, items_sample, "
     "log_file, offset, length, header"
 )
 _WIDTH = _COLUMNS.count(",") + 1
@@ -86,8 +87,10 @@ class Recorder:
         if self._number(f"SELECT EXISTS (SELECT 1 FROM attempts WHERE {schema.FAILED})"):
             self._connection.execute(_GIVE_WAY.format(resumed_after=resumed_after))
 
-    def record(self, entries: Sequence[Entry]) -> None:
-        """Commit these attempts, all or none.
+    def record(
+        self, entries: Sequence[Entry], notes: Sequence[NodeRecord | ProcessRecord] = ()
+    ) -> None:
+        """Commit these attempts, and what is known of nodes and processes: all or none.
 
         Raises:
             sqlite3.Error: they could not be committed, or a mini-batch is settled already.
@@ -96,6 +99,8 @@ class Recorder:
         try:
             rows = [self._row(number, entry) for number, entry in enumerate(entries, self._next)]
             self._insert(rows)
+            for note in notes:
+                self._note(note)
             self._connection.execute("COMMIT")
         except BaseException:
             self._connection.rollback()
@@ -119,6 +124,16 @@ class Recorder:
             )
             position += size
 
+    def _note(self, note: NodeRecord | ProcessRecord) -> None:
+        """Write what is known of a node or process now, in the place of what was."""
+        values = [
+            printable(value) if isinstance(value, str) else value
+            for value in (getattr(note, each.name) for each in fields(note))
+        ]
+        table = "nodes" if isinstance(note, NodeRecord) else "processes"
+        marks = ", ".join("?" * len(values))
+        self._connection.execute(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", values)
+
     def _row(self, number: int, entry: Entry) -> tuple[Any, ...]:
         record = entry.record
         error, message = (None, None) if record.error is None else self._error(record.error)
@@ -139,6 +154,7 @@ class Recorder:
             record.started_at,
             record.elapsed_s,
             record.cpu_s,
+            record.load_s,
             record.run_s,
             error,
             message,

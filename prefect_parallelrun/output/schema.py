@@ -10,7 +10,7 @@ from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.output.trouble import damaged_journal, explained
 from prefect_parallelrun.paths import RunPaths
 
-VERSION = 2
+VERSION = 3
 """Counts up with every change that an older reader would misread."""
 
 FAILED = "final = 1 AND (outcome <> 'succeeded' OR items_failed > 0)"
@@ -33,9 +33,21 @@ CREATE TABLE attempts (
     node TEXT NOT NULL, process TEXT NOT NULL,
     items_total INTEGER NOT NULL, items_succeeded INTEGER NOT NULL, items_failed INTEGER NOT NULL,
     rows INTEGER NOT NULL,
-    started_at REAL NOT NULL, elapsed_s REAL NOT NULL, cpu_s REAL NOT NULL, run_s REAL NOT NULL,
+    started_at REAL NOT NULL, elapsed_s REAL NOT NULL, cpu_s REAL NOT NULL, load_s REAL NOT NULL,
+    run_s REAL NOT NULL,
     error INTEGER REFERENCES errors (id), message TEXT, items_sample TEXT, log_file TEXT,
     offset INTEGER, length INTEGER, header INTEGER REFERENCES headers (id)
+);
+CREATE TABLE nodes (
+    node TEXT PRIMARY KEY, host TEXT NOT NULL, address TEXT NOT NULL,
+    processes INTEGER NOT NULL, gpus INTEGER NOT NULL,
+    joined_at REAL NOT NULL, left_at REAL, reason TEXT NOT NULL
+);
+CREATE TABLE processes (
+    node TEXT NOT NULL, process TEXT NOT NULL, pid INTEGER NOT NULL,
+    started_at REAL NOT NULL, ready_at REAL, init_s REAL NOT NULL, ended_at REAL,
+    reason TEXT NOT NULL,
+    PRIMARY KEY (node, process)
 );
 CREATE UNIQUE INDEX settled ON attempts (mini_batch, first) WHERE final = 1;
 CREATE INDEX failed ON attempts (mini_batch, first) WHERE {FAILED};

@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 from prefect_parallelrun.errors import OutputError
-from prefect_parallelrun.models import AttemptRecord, Outcome
+from prefect_parallelrun.models import AttemptRecord, NodeRecord, Outcome, ProcessRecord
 from prefect_parallelrun.output import publication
 from prefect_parallelrun.output.descriptors import sync_folder, write_all
 from prefect_parallelrun.output.earlier import read_earlier
@@ -92,6 +92,7 @@ class OutputWriter:
         # All below, up to the next comment, under that lock.
         self._queue: list[_Job] = []
         self._queued_bytes = 0
+        self._notes: list[NodeRecord | ProcessRecord] = []
         self._flushes_asked = 0
         self._flushes_done = 0
         self._idle = False
@@ -144,6 +145,13 @@ class OutputWriter:
             self._queue.append((record, data, columns))
             self._queued_bytes += len(data) + _ATTEMPT_BYTES
             if self._idle or self._queued_bytes >= _ROUND_BYTES:
+                self._changed.notify_all()
+
+    def note(self, record: NodeRecord | ProcessRecord) -> None:
+        """Take in what is known of a node or a worker process now; it takes the place of what was."""
+        with self._changed:
+            self._notes.append(record)
+            if self._idle:
                 self._changed.notify_all()
 
     def flush(self) -> None:
@@ -259,7 +267,7 @@ class OutputWriter:
                 or self._flushes_asked > self._flushes_done
                 or self._queued_bytes >= _ROUND_BYTES
             ):
-                if self._queue or self._written:
+                if self._queue or self._notes or self._written:
                     left = self._due - time.monotonic()
                     if left <= 0:
                         break
@@ -288,10 +296,12 @@ class OutputWriter:
             _write(self._partial, pieces)
 
     def _commit(self) -> None:
-        if self._written:
-            if self._partial is not None:
+        with self._changed:
+            notes, self._notes = self._notes, []
+        if self._written or notes:
+            if self._partial is not None and self._written:
                 os.fdatasync(self._partial)
-            self._recorder.record(self._written)
+            self._recorder.record(self._written, notes)
             self._written = []
         self._due = time.monotonic() + COMMIT_EVERY_S
 

@@ -23,6 +23,8 @@ class Standing:
 
     planned: int | None
     """Mini-batches in all, where that is known."""
+    created: int
+    """Mini-batches that have been cut from the input so far, those of earlier sittings included."""
     succeeded: int
     failed: int
     retried: int
@@ -31,7 +33,16 @@ class Standing:
     """Mini-batches in flight."""
     items_succeeded: int
     items_failed: int
+    rows: int
+    """Rows returned in this sitting by mini-batches that succeeded."""
+    rate: float
+    """Mini-batches settled per second, over the last minute or so."""
+    left_s: float | None
+    """Seconds until all are settled, at that rate; None where nobody can tell."""
     elapsed_s: float
+    """Since the sitting began to schedule."""
+    doing: tuple[str, ...] = ()
+    """What each node is at, in words: `node000: 2 processes in init() for 31 s, 1 ready, 1 running`."""
 
     def __str__(self) -> str:
         done = self.succeeded + self.failed

@@ -90,6 +90,8 @@ class Node:
             "output_folder": str(self.output),
             "files": self.paths.node_files("node000"),
             "logging_level": "INFO",
+            "profiling_module": "",
+            "monitor_interval_s": 0.0,
             "run_timeout_s": 30.0,
             "load_timeout_s": 30.0,
             "init_timeout_s": 30.0,

@@ -436,7 +436,7 @@ def test_after_a_failed_commit_nothing_more_is_recorded(tmp_path, monkeypatch):
     paths = RunPaths(tmp_path / "run")
     calls = []
 
-    def record(_self: object, entries: list) -> None:
+    def record(_self: object, entries: list, notes: list) -> None:
         calls.append(len(entries))
         raise sqlite3.OperationalError("disk I/O error")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 
 class Files(TypedDict):
@@ -18,6 +18,9 @@ class Files(TypedDict):
     stderr: str
     error: str
     entry_script_log: str
+    process_log: str
+    """Every mini-batch, as it is picked up and as it ends (R61)."""
+    profile: str
     system_error: str
 
 
@@ -58,6 +61,10 @@ class Settings(TypedDict):
     output_folder: str
     files: Files
     logging_level: str
+    profiling_module: str
+    """`cProfile` or `profile` (R81); empty: no profile is taken."""
+    monitor_interval_s: float
+    """Between two samples of the node's resources (R62); 0 is off. The agent's, not the supervisor's."""
     run_timeout_s: float
     """Per `run()` call."""
     load_timeout_s: float
@@ -120,6 +127,7 @@ class Result(TypedDict, total=False):
     started_at: float
     elapsed_s: float
     cpu_s: float
+    load_s: float
     run_s: float
     error: Error
     columns: str
@@ -161,4 +169,7 @@ class Event(TypedDict, total=False):
     (it was killed for what it had written into its channel)."""
     bundle: int
     seconds: float
+    """Of `bundle_fetched`: how long that took; of `process_ready`: how long `init()` took."""
+    at: float
+    """When it happened, in seconds since the epoch; of what a supervisor or worker process says."""
     error: Error
