@@ -307,11 +307,21 @@ class ParallelRunConfig(BaseModel):
             raise refuse(
                 "path", str(path), f"it must be a YAML file with settings below {YAML_KEY!r}"
             )
+        return cls.from_saved(settings)
+
+    @classmethod
+    def from_saved(cls, settings: Mapping[str, Any]) -> ParallelRunConfig:
+        """Return the config of settings in the form in which `save_to_yaml` writes them.
+
+        Raises:
+            ConfigError: a setting cannot work.
+        """
+        given = dict(settings)
         for name in _CHANGEABLE:
-            value = settings.get(name)
+            value = given.get(name)
             if isinstance(value, dict) and set(value) == {"pipeline_parameter"}:
-                settings[name] = _parameter(value["pipeline_parameter"])
-        return cls(**settings)
+                given[name] = _parameter(value["pipeline_parameter"])
+        return cls(**given)
 
 
 def absolute(path: str, *, below: str | None = None) -> Path:
@@ -330,7 +340,8 @@ def _parameter(fields: Any) -> PipelineParameter:
 
 def _as_config_error(error: ValidationError) -> ConfigError:
     """Return the first complaint as one of ours: parameter, value, and what would be right."""
-    first = error.errors()[0]
+    # Of a key that is misspelt, the right one is missing too.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, ConfigError):
         return cause

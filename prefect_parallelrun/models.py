@@ -176,8 +176,25 @@ class Earlier:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """What a step takes over of its earlier runs, and why not more (R210)."""
+
+    run_id: str | None = None
+    """The run that is gone on with, or that stands for this one; None: a new run begins."""
+    whole: bool = False
+    """Whether nothing has to run."""
+    mini_batches: int = 0
+    """How many of that run are done and do not run again."""
+    reasons: tuple[str, ...] = ()
+    """For people, one sentence each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorGroup:
-    """One distinct error of the script: same type, raised at the same place."""
+    """One distinct error of the script: same type, raised at the same place.
+
+    Where the place is not known, the messages have the same shape; see `error_shapes`.
+    """
 
     type: str
     where: str

@@ -47,6 +47,11 @@ class RunPaths:
         return self.root / "source.zip"
 
     @property
+    def listings(self) -> Path:
+        """JSON lines: the files of inputs and side inputs as they were; see `reasons`."""
+        return self.root / "listings.jsonl"
+
+    @property
     def inputs(self) -> Path:
         """Folder for DataFrames given as inputs, written as Parquet."""
         return self.root / "inputs"
@@ -130,14 +135,40 @@ class RunPaths:
         """Return the overview of progress that begins at a moment, UTC; the largest name is the newest."""
         return self.logs / f"job_progress_overview.{moment:%Y%m%d%H}.txt"
 
+    def progress_overviews(self) -> list[Path]:
+        """Return the overviews of progress that are there, the oldest first."""
+        return sorted(self.logs.glob("job_progress_overview.*.txt"))
+
     def node_performance(self, node: str) -> Path:
         """Return the folder of what a node's monitor samples."""
         return self.logs / "perf" / node
+
+    def node_usage(self, node: str) -> Path:
+        """Return the CSV of the resources in use on a node's host, by whomever."""
+        return self.node_performance(node) / "node_resource_usage.csv"
+
+    def disk_usage(self, node: str) -> Path:
+        """Return the CSV of the file systems that a node needs."""
+        return self.node_performance(node) / "node_disk_usage.csv"
+
+    def process_usage(self, node: str) -> Path:
+        """Return the CSV of a node's own processes."""
+        return self.node_performance(node) / "processes_resource_usage.csv"
+
+    def process_list(self, node: str, moment: datetime) -> Path:
+        """Return the file with all processes of a node's host in one minute, UTC."""
+        folder = self.node_performance(node) / "os" / f"{moment:%Y%m%d%H}"
+        return folder / f"processes_{moment:%M}"
 
     @property
     def error_summary(self) -> Path:
         """Each distinct error of the script, once."""
         return self.logs / "user" / "error.txt"
+
+    @property
+    def process_errors(self) -> Path:
+        """JSON: errors of import, `init()` and `shutdown()` in the last sitting, which the journal has not."""
+        return self.root / "process_errors.json"
 
     def next_node(self) -> int:
         """Return the number of the first node that has no log files here yet."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect_parallelrun import append_row, manifest
 from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, sizes
@@ -17,8 +17,21 @@ from prefect_parallelrun.output import upload
 FORMAT = 1
 """Counts up whenever the same settings would give other rows than before."""
 
+_INPUT, _SIDE_INPUT = "input", "side input"
+_DATA = (_INPUT, _SIDE_INPUT)
+_SHORT = 12
+"""Bytes of the digest of one part: collisions are no danger there, as nobody chooses what is hashed."""
 _OUTPUT = "{output}"
 """Stands for the output folder among the arguments, where it is a folder of the run."""
+
+
+class Seen(NamedTuple):
+    """A dataset that decides the rows: an input, or what every mini-batch can see."""
+
+    name: str
+    """`input 0` or `side input 0`, by its place."""
+    dataset: Dataset
+    files: Sequence[FileItem]
 
 
 def step_fingerprint(
@@ -36,46 +49,72 @@ def step_fingerprint(
         source_sha256: of the source snapshot.
         listings: the files of each input, in the order of the inputs.
     """
+    seen = data(definition, listings)
+    parts = fingerprint_parts(definition, source_sha256=source_sha256, seen=seen)
+    return fingerprint_of(definition.name, parts)
+
+
+def fingerprint_of(name: str, parts: Mapping[str, str]) -> str:
+    """Return the fingerprint of a step by its name and what `fingerprint_parts` returned."""
+    return _digest([FORMAT, name, sorted(parts.items())], size=20)
+
+
+def fingerprint_parts(
+    definition: StepDefinition, *, source_sha256: str, seen: Iterable[Seen]
+) -> dict[str, str]:
+    """Return a short text for each thing that decides the rows, another one when it is another.
+
+    Its keys are `source`, `entry_script`, `arguments`, `environment`, `environment_variables`, `output`,
+    `mini_batch_size`, `partition_keys`, and the names of `data`.
+
+    Args:
+        source_sha256: of the source snapshot.
+        seen: what `data` returned.
+    """
     config = definition.config
     settings: dict[str, Any] = {
-        "format": FORMAT,
-        "name": definition.name,
         "source": source_sha256,
         "entry_script": config.script_path.relative_to(config.source_folder).as_posix(),
         "arguments": definition.script_arguments(_OUTPUT),
         "environment": config.environment,
         "environment_variables": config.environment_variables or {},
-        "output": [
-            config.output_action,
-            config.append_row_file_name,
-            config.output_format,
-            config.output_order,
-            definition.output_place or _OUTPUT,
-            append_row.to_csv_keywords(config.script_path.parent),
-        ],
+        "output": output_settings(definition),
         "mini_batch_size": _settled_size(definition),
         "partition_keys": config.partition_keys,
     }
-    digest = hashlib.blake2b(digest_size=20)
-    digest.update(json.dumps(settings, sort_keys=True).encode())
-    _add_contents(digest, definition, listings)
-    return digest.hexdigest()
+    parts = {name: _digest(value) for name, value in settings.items()}
+    return parts | _content_parts(seen)
 
 
-def shows_changes(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> bool:
-    """Return whether other data would show in the fingerprint; a query's do not, for one."""
-    inputs = zip(definition.inputs, listings, strict=True)
-    return all(dataset.shows_changes(files) for dataset, files in inputs) and all(
-        dataset.storage.is_local or dataset.shows_changes(dataset.list_files())
-        for dataset in _shown_whole(definition)
-    )
+def output_settings(definition: StepDefinition) -> list[Any]:
+    """Return all that decides where the output goes, and what it looks like."""
+    config = definition.config
+    return [
+        config.output_action,
+        config.append_row_file_name,
+        config.output_format,
+        config.output_order,
+        definition.output_place or _OUTPUT,
+        append_row.to_csv_keywords(config.script_path.parent),
+    ]
 
 
 def contents(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:
     """Return a text that is the same where all files that the script can see are as they were."""
-    digest = hashlib.blake2b(digest_size=20)
-    _add_contents(digest, definition, listings)
-    return digest.hexdigest()
+    return contents_of(_content_parts(data(definition, listings)))
+
+
+def contents_of(parts: Mapping[str, str]) -> str:
+    """Return what `contents` would, by what `fingerprint_parts` returned."""
+    return _digest(sorted(part for part in parts.items() if part[0].startswith(_DATA)), size=20)
+
+
+def data(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> Iterator[Seen]:
+    """Yield all that the script can see; side inputs are listed now."""
+    for place, (dataset, files) in enumerate(zip(definition.inputs, listings, strict=True)):
+        yield Seen(f"{_INPUT} {place}", dataset, files)
+    for place, side_input in enumerate(_shown_whole(definition)):
+        yield Seen(f"{_SIDE_INPUT} {place}", side_input, side_input.list_files())
 
 
 def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:
@@ -136,15 +175,18 @@ def _shown_whole(definition: StepDefinition) -> Iterator[FileDataset]:
             yield argument
 
 
-def _add_contents(
-    digest: hashlib.blake2b,
-    definition: StepDefinition,
-    listings: Sequence[Sequence[FileItem]],
-) -> None:
-    for dataset, files in zip(definition.inputs, listings, strict=True):
-        _add(digest, "input", dataset.fingerprint_parts(files))
-    for dataset in _shown_whole(definition):
-        _add(digest, "side input", dataset.fingerprint_parts(dataset.list_files()))
+def _content_parts(seen: Iterable[Seen]) -> dict[str, str]:
+    parts = {}
+    for name, dataset, files in seen:
+        digest = hashlib.blake2b(digest_size=_SHORT)
+        _add(digest, name, dataset.fingerprint_parts(files))
+        parts[name] = digest.hexdigest()
+    return parts
+
+
+def _digest(value: Any, *, size: int = _SHORT) -> str:
+    content = json.dumps(value, sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=size).hexdigest()
 
 
 def _add(digest: hashlib.blake2b, title: str, parts: Iterable[str]) -> None:

@@ -6,12 +6,14 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
+from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun.datasets.kept_storage import kept
 from prefect_parallelrun.datasets.storage import Storage
 from prefect_parallelrun.definition import StepDefinition
@@ -22,6 +24,8 @@ RUNNING = "Running"
 """The state of a run that has not ended, or of which the driver was killed."""
 FAILED = "Failed"
 CANCELLED = "Cancelled"
+
+_FILES_PER_LINE = 1000
 
 
 class RunRecord(BaseModel):
@@ -36,6 +40,10 @@ class RunRecord(BaseModel):
     fingerprint: str
     """See `reuse.step_fingerprint`; a run with the same one would give the same rows. Empty for rows
     of which no step can say so: the script or an input changed between them."""
+    parts: dict[str, str] = {}
+    """See `reuse.fingerprint_parts`: what the fingerprint is made of, to say later what has changed."""
+    reuse: tuple[str, ...] = ()
+    """What the last sitting took over of earlier work, and why not more: one sentence each."""
     source_sha256: str = ""
     """Of the source snapshot that its rows were made with."""
     grouping: str = ""
@@ -135,6 +143,35 @@ def kept_definition(paths: RunPaths) -> StepDefinition:
         ) from error
     assert isinstance(definition, StepDefinition)
     return definition
+
+
+def keep_listings(paths: RunPaths, listings: Iterable[tuple[str, Sequence[FileItem]]]) -> None:
+    """Write down which files there were, so that it can be said later which of them have changed.
+
+    Args:
+        paths: of the run.
+        listings: name and files of each input and side input.
+    """
+    temporary = paths.listings.with_suffix(".tmp")
+    with temporary.open("w", encoding="ascii") as file:
+        for name, files in listings:
+            for start in range(0, len(files), _FILES_PER_LINE):
+                file.write(json.dumps([name, files[start : start + _FILES_PER_LINE]]) + "\n")
+    temporary.replace(paths.listings)
+
+
+def kept_listing(paths: RunPaths, name: str) -> Iterator[FileItem]:
+    """Yield the files of an input or side input as `keep_listings` wrote them down, in that order.
+
+    Raises:
+        OSError: they were not written down.
+        ValueError: they are damaged.
+    """
+    with paths.listings.open(encoding="ascii") as lines:
+        for line in lines:
+            of, files = json.loads(line)
+            if of == name:
+                yield from (FileItem(*file) for file in files)
 
 
 def _replace(path: Path, content: bytes, *, mode: int = 0o666) -> None:

@@ -22,14 +22,15 @@ from prefect.utilities.annotations import BaseAnnotation
 from prefect_parallelrun import checks, settings, stopping
 from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
 from prefect_parallelrun.datasets import Dataset, FileDataset, OutputFileDatasetConfig
-from prefect_parallelrun.definition import check_name
+from prefect_parallelrun.definition import StepDefinition, check_name
 from prefect_parallelrun.errors import ConfigError, RunCancelled
 from prefect_parallelrun.result import ParallelRunResult
-from prefect_parallelrun.work import ReusePolicy, Work, define, settled
+from prefect_parallelrun.work import ReusePolicy, Work, define, settled, why_afresh
 
 if TYPE_CHECKING:
+    from prefect_parallelrun.models import Reuse
     from prefect_parallelrun.planning import Plan
-    from prefect_parallelrun.report.progress import TerminalBar
+    from prefect_parallelrun.report.terminal import TerminalBar
     from prefect_parallelrun.run_record import RunRecord
 
 _PENDING = (PrefectFuture, State, BaseAnnotation)
@@ -159,27 +160,62 @@ class ParallelRunStep:
             task_options={**self.task_options, **task_options},
         )
 
+    def definition(self) -> StepDefinition:
+        """Return the step as it would run now, with every value known; futures are waited for.
+
+        Raises:
+            ParallelRunError: it cannot work.
+        """
+        return settled(resolve_futures_to_results(self._now()))
+
     def plan(self) -> Plan:
         """Return what would run, without running anything: counts, sizes and the mini-batches."""
         from prefect_parallelrun.planning import plan_step
 
-        definition = settled(resolve_futures_to_results(self._now()))
+        work = Work.of_step(self.definition())
         # DataFrames are written there, for whoever reads mini-batches of the plan.
         scratch = Path(tempfile.gettempdir(), f"parallelrun-plan-{uuid4().hex}")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        return plan_step(definition, scratch=scratch)
+        plan = plan_step(work.definition, scratch=scratch, listings=work.listings)
+        plan.reuse = self.explain(work)
+        return plan
 
-    def debug(self, mini_batches: int = 1) -> list[Any]:
-        """Run the script in this process, for a debugger, and return what `run()` returned.
+    def explain(self, work: Work | None = None) -> Reuse:
+        """Return what a run would take over of earlier ones, and why not more (R210); runs nothing.
 
         Args:
-            mini_batches: so many of the first mini-batches; the script's own exception is raised.
+            work: of this step, where its inputs have been listed already.
+        """
+        return (work or Work.of_step(self.definition())).reuse(
+            afresh=why_afresh(self._task, allow_reuse=self.allow_reuse),
+            expiration=self._task.cache_expiration,
+        )
+
+    def debug(
+        self,
+        mini_batches: int = 1,
+        *,
+        index: int = 0,
+        on_error: Callable[[BaseException], None] | None = None,
+    ) -> list[Any]:
+        """Run the script in this process, for a debugger, and return what `run()` returned.
+
+        A breakpoint in the script works, and the script's own exception is raised. Nothing is kept: the
+        output folder is a temporary one.
+
+        Args:
+            mini_batches: so many of them.
+            index: the first of them; see `plan()`.
+            on_error: called with what the script raised, while working directory, environment and
+                `sys.argv` are still the script's: for a debugger.
         """
         from prefect_parallelrun.driver import inline
 
         checks.whole_number(least=1)("mini_batches", mini_batches)
-        definition = settled(resolve_futures_to_results(self._now()))
-        results: list[Any] = inline.debug(definition, mini_batches=mini_batches)
+        checks.whole_number(least=0)("index", index)
+        results: list[Any] = inline.debug(
+            self.definition(), mini_batches=mini_batches, index=index, on_error=on_error
+        )
         return results
 
     def _now(self) -> dict[str, Any]:
@@ -221,7 +257,7 @@ def _run_step(
     """Run a step: the body of the task. All that matters is a parameter, for pickling and caching."""
     # Here, since it brings distributed: a step that is reused does not wait for that.
     from prefect_parallelrun.driver.reopening import NotResumable
-    from prefect_parallelrun.report.progress import TerminalBar
+    from prefect_parallelrun.report.terminal import TerminalBar
 
     work = Work.of_this_task_run(
         {
@@ -234,14 +270,14 @@ def _run_step(
         }
     )
     again = None if allow_reuse else "set allow_reuse=True and run the step again to go on"
-    with TerminalBar(name) as bar, stopping.FlowWatch() as watch:
+    level = get_run_logger().getEffectiveLevel()
+    with TerminalBar(name, level=level) as bar, stopping.FlowWatch() as watch:
         try:
             try:
-                earlier = work.earlier_run(allow_reuse=allow_reuse)
-                result = _sit(work, earlier, again, bar, watch)
+                earlier, notes = work.earlier_run(allow_reuse=allow_reuse)
+                result = _sit(work, earlier, notes, again, bar, watch)
             except NotResumable as reason:
-                get_run_logger().info("%s; this is a new run", reason)
-                result = _sit(work, None, again, bar, watch)
+                result = _sit(work, None, (f"{reason}; this is a new run",), again, bar, watch)
         except RunCancelled as error:
             return watch.end_task_run(error)
         except TerminationSignal as error:
@@ -254,6 +290,7 @@ def _run_step(
 def _sit(
     work: Work,
     earlier: RunRecord | None,
+    notes: tuple[str, ...],
     again: str | None,
     bar: TerminalBar,
     watch: stopping.FlowWatch,
@@ -275,6 +312,7 @@ def _sit(
         log=get_run_logger(),
         on_progress=bar.show,
         watch=watch.check,
+        reuse_notes=notes,
         again=again or AGAIN,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,19 +12,21 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
 
+from prefect import Task
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore
 from prefect.settings import get_current_settings
 
-from prefect_parallelrun import manifest, reuse, settings
+from prefect_parallelrun import reasons, reuse, settings
 from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import ParallelRunError
+from prefect_parallelrun.models import Reuse
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.upload import RemoteFolder
 from prefect_parallelrun.result import ParallelRunResult
-from prefect_parallelrun.run_record import RunRecord, find_run
+from prefect_parallelrun.run_record import RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,13 @@ class Work:
     listings: list[list[FileItem]]
     source_sha256: str
     """Of the source, as it is now."""
-    fingerprint: str
-    """See `reuse.step_fingerprint`."""
+    wanted: reasons.Wanted
+    """The same, as earlier runs are compared with it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """See `reuse.step_fingerprint`."""
+        return self.wanted.fingerprint
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Self:
@@ -46,18 +52,31 @@ class Work:
         Raises:
             ParallelRunError: something in them cannot work.
         """
-        definition = settled(parameters)
+        return cls.of_step(settled(parameters))
+
+    @classmethod
+    def of_step(cls, definition: StepDefinition) -> Self:
+        """List the inputs of a step and read its source.
+
+        Raises:
+            ParallelRunError: something in them cannot work.
+        """
         listings = definition.list_inputs()
         source = snapshot.digest(definition.config, leave_out=definition.left_out)
-        fingerprint = reuse.step_fingerprint(
-            definition, source_sha256=source.sha256, listings=listings
+        seen = list(reuse.data(definition, listings))
+        parts = reuse.fingerprint_parts(definition, source_sha256=source.sha256, seen=seen)
+        wanted = reasons.Wanted(
+            definition=definition,
+            seen=seen,
+            parts=parts,
+            fingerprint=reuse.fingerprint_of(definition.name, parts),
         )
-        return cls(definition, listings, source.sha256, fingerprint)
+        return cls(definition, listings, source.sha256, wanted)
 
     @property
     def shows_changes(self) -> bool:
         """Whether it would show in the fingerprint if any of the data were others now."""
-        return reuse.shows_changes(self.definition, self.listings)
+        return not self.wanted.blind
 
     @classmethod
     def of_this_task_run(cls, parameters: Mapping[str, Any]) -> Self:
@@ -69,38 +88,52 @@ class Work:
             return kept[1]
         return cls.of(parameters)
 
-    def earlier_run(self, *, allow_reuse: bool) -> RunRecord | None:
-        """Return the run that this task run goes on with; None where it is to begin one.
+    def earlier_run(self, *, allow_reuse: bool) -> tuple[RunRecord | None, tuple[str, ...]]:
+        """Return the run that this task run goes on with, and in sentences what is reused, or why nothing.
 
-        Without reuse that is only the one which an earlier try of the same task run began.
+        It is None where this task run is to begin one. Without reuse it is only the one which an earlier
+        try of the same task run began.
         """
         context = TaskRunContext.get()
         assert context is not None
-        task, retried = context.task, context.task_run.run_count > 1
-        refresh = task.refresh_cache
-        if refresh is None:
-            refresh = get_current_settings().tasks.refresh_cache
-        afresh = refresh or not allow_reuse
-        if afresh and not retried:
-            return None
-        found = find_run(
-            settings.step_folder(self.definition.name),
-            self.fingerprint,
-            task_run=str(context.task_run.id) if afresh else None,
+        task, task_run = context.task, context.task_run
+        runs = settings.step_folder(self.definition.name)
+        record, why = reasons.earlier_run(
+            self.wanted,
+            runs,
+            afresh=why_afresh(task, allow_reuse=allow_reuse),
+            task_run=str(task_run.id) if task_run.run_count > 1 else None,
+            expiration=task.cache_expiration,
         )
-        if found is None:
-            return None
-        record = RunRecord.read(found)
-        if record.completed and not self.shows_changes:
-            return None
-        if record.completed:
-            # The record was last written when the run ended, as Prefect's was.
-            age = timedelta(seconds=time.time() - found.record.stat().st_mtime)
-            expired = task.cache_expiration is not None and age >= task.cache_expiration
-            lost = record.append_row_file_name is None and not manifest.is_intact(found.root)
-            if expired or lost:
-                return None
-        return record
+        try:
+            return record, reasons.explain(self.wanted, runs, record, why).reasons
+        # What is only told must not end the run; it meets by itself what is wrong with an earlier one.
+        except Exception as error:
+            return record, (f"what is reused cannot be told: {type(error).__name__}: {error}",)
+
+    def reuse(self, *, afresh: str | None = None, expiration: timedelta | None = None) -> Reuse:
+        """Return what a new task run would take over of earlier runs, without running anything.
+
+        Args:
+            afresh: see `why_afresh`.
+            expiration: how long an earlier result holds.
+
+        Raises:
+            OutputError: the journal of the earlier run cannot be read.
+        """
+        runs = settings.step_folder(self.definition.name)
+        record, why = reasons.earlier_run(self.wanted, runs, afresh=afresh, expiration=expiration)
+        return reasons.explain(self.wanted, runs, record, why)
+
+
+def why_afresh(task: Task[..., Any], *, allow_reuse: bool) -> str | None:
+    """Return why a task takes no earlier result; None if it does."""
+    if not allow_reuse:
+        return "allow_reuse=False"
+    refresh = task.refresh_cache
+    if refresh is None:
+        refresh = get_current_settings().tasks.refresh_cache
+    return "Prefect's refresh_cache is on" if refresh else None
 
 
 _of_task_run: ContextVar[tuple[UUID, Work] | None] = ContextVar("work_of_task_run", default=None)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from enum import IntEnum
 from typing import Any, NoReturn
 
-from cyclopts import App
+from cyclopts import App, CycloptsError, Group
 
-from prefect_parallelrun.errors import ConfigError, EntryScriptError, ParallelRunError
+from prefect_parallelrun.errors import ConfigError, ParallelRunError
 
 
 class Exit(IntEnum):
@@ -26,13 +27,39 @@ class Exit(IntEnum):
     GOING_ON = 4
     """`status`: the run has not ended."""
     INTERRUPTED = 128 + signal.SIGINT
+    """Ctrl-C, or `quit` in the debugger; after SIGTERM it is 143, see `stopping.stops_on_sigterm`."""
+    NOBODY_READS = 128 + signal.SIGPIPE
+    """What reads our output has ended, as `head` does."""
 
+
+RUN = Group("Run", sort_key=1)
+LOOK = Group("Look", sort_key=2)
+TIDY = Group("Tidy up", sort_key=3)
 
 app = App(
     name="parallelrun",
-    help="Run parallel-run steps, and look after their runs.",
+    help="""Run parallel-run steps, and look after their runs.
+
+    A step is described in a YAML file, ours or a parallel job of Azure's. A run is named by its folder,
+    by its id, or by the name of its step, which means the newest run of that.
+
+    To begin with:
+
+        parallelrun validate step.yaml   # is everything there, and understood?
+        parallelrun debug step.yaml      # one mini-batch, for a debugger
+        parallelrun run step.yaml        # all of them
+        parallelrun errors score-files   # what went wrong in a step's newest run
+    """,
+    help_epilogue="Exit codes: 0 done, 1 failed, 2 refused, 3 done with failed items, 4 still going on.",
+    help_format="markdown",
     version_flags=["--version"],
+    group_commands=Group("More", sort_key=4),
     result_action="return_value",
+    print_error=True,
+    exit_on_error=False,
+)
+app.register_install_completion_command(
+    help="Let the shell complete names of commands and options."
 )
 
 
@@ -47,15 +74,25 @@ def main() -> NoReturn:
     from prefect_parallelrun.cli import looking, running  # noqa: F401
 
     try:
-        code = app(sys.argv[1:])
+        code = app(sys.argv[1:]) or Exit.DONE  # None: help was printed
+        sys.stdout.flush()
+    except CycloptsError:  # it has been printed
+        code = Exit.REFUSED
     except ParallelRunError as error:
-        print(error, file=sys.stderr)
-        if error.logs_directory is not None:
-            print(f"logs: {error.logs_directory}", file=sys.stderr)
-        refused = isinstance(error, ConfigError) or (
-            isinstance(error, EntryScriptError) and error.run_id is None
-        )
-        code = Exit.REFUSED if refused else Exit.FAILED
+        code = _explain(error)
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Else the interpreter tries to write the rest when it ends, and complains.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = Exit.NOBODY_READS
     sys.exit(code)
+
+
+def _explain(error: ParallelRunError) -> Exit:
+    """Say what went wrong, and where to look; return whether anything had been started."""
+    print(error, file=sys.stderr)
+    if error.logs_directory is not None:
+        print(f"logs: {error.logs_directory}", file=sys.stderr)
+    refused = isinstance(error, ConfigError) or error.run_id is None
+    return Exit.REFUSED if refused else Exit.FAILED

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect_parallelrun.driver.bundle import sample
 from prefect_parallelrun.driver.schedule import Schedule
@@ -12,8 +15,10 @@ from prefect_parallelrun.models import Counts, RunSummary
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
-from prefect_parallelrun.report import failed_items, failure, job_result
-from prefect_parallelrun.report.summary import summarise
+from prefect_parallelrun.report import failed_items, failure, job_report, job_result
+from prefect_parallelrun.report.gather import gather
+from prefect_parallelrun.report.page import write_report
+from prefect_parallelrun.report.summary import DISTINCT_ERRORS_SHOWN, summarise
 from prefect_parallelrun.run_record import RunRecord
 
 
@@ -26,6 +31,8 @@ class Accounts:
     """The output folder, or its URL."""
     started_at: datetime
     """UTC, when the sitting began."""
+    log: logging.Logger
+    """Of the run."""
     _plan: Plan | None = None
     _schedule: Schedule | None = None
 
@@ -47,19 +54,19 @@ class Accounts:
         if self._schedule is None:
             return summary
         starts = failure.process_errors(self._schedule.script_failures, self.paths)
-        return replace(summary, errors=summary.errors + starts)
+        room = DISTINCT_ERRORS_SHOWN - len(starts)
+        return replace(summary, errors=summary.errors[:room] + starts)
 
-    def report(
-        self, summary: RunSummary, *, step: str, run_id: str, state: str, failed: str | None
-    ) -> None:
-        """Write the error summary, the failed items and the job result.
+    def report(self, summary: RunSummary, record: RunRecord, *, failed: str | None) -> Path | None:
+        """Write the error summary, the failed items, the job report, the HTML report and the job result.
 
         Args:
             summary: see `add_up`.
-            step: name of the step.
-            run_id: of the run.
-            state: how the sitting ended.
+            record: of the run, with the state in which the sitting ended.
             failed: why it did not complete, for people; None if it did.
+
+        Returns:
+            Where the HTML report is; None where it could not be written.
         """
         failure.write_error_summary(self.paths, summary)
         if self._plan is not None:
@@ -67,17 +74,36 @@ class Accounts:
                 failed_items.write_failed_items(
                     self.paths, journal, self._items_of, kind=self._plan.kind
                 )
+                with self._at_no_cost("The job report"):
+                    job_report.write_job_report(self.paths, journal)
+        report = None
+        # After all that it links to but the result, which names it.
+        with self._at_no_cost("The report"):
+            # Where only reading the inputs tells how they are cut, they are not read for this alone.
+            known = self._plan is not None and record.mini_batches is not None
+            items_of = self._items_of if known else None
+            data = gather(self.paths, record, summary, items_of=items_of, failure=failed)
+            report = write_report(self.paths, data)
         job_result.write_job_result(
             self.paths,
             summary,
-            step=step,
-            run_id=run_id,
-            state=state,
+            step=record.step,
+            run_id=record.run_id,
+            state=record.state,
             output=self.output,
             started_at=self.started_at,
             ended_at=datetime.now(UTC),
             failure=failed,
         )
+        return report
+
+    @contextmanager
+    def _at_no_cost(self, what: str) -> Iterator[None]:
+        """Give up what cannot be written and is only to be looked at: it must not hide how the run ended."""
+        try:
+            yield
+        except Exception as error:
+            self.log.warning("%s could not be written: %s", what, error, exc_info=True)
 
     def _items_of(self, indices: Iterable[int]) -> Iterator[tuple[int, list[str]]]:
         """Yield input and items of mini-batches by going through the plan once more."""

@@ -17,7 +17,8 @@ import distributed
 
 from prefect_parallelrun.driver.bundle import Bundle
 from prefect_parallelrun.driver.events import BundleEnded, Event
-from prefect_parallelrun.driver.nodes import JOIN_S, Node, Nodes
+from prefect_parallelrun.driver.node import Node
+from prefect_parallelrun.driver.nodes import JOIN_S, Nodes
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.driver.tending import Tending
@@ -82,6 +83,11 @@ class Cluster:
     def dashboard(self) -> str:
         """Address of the Dask dashboard, or empty."""
         return self._target.dashboard
+
+    @property
+    def joining(self) -> list[str]:
+        """The nodes that are being started."""
+        return [node.name for node in self._nodes if not node.joined]
 
     def start(self, settings: messages.Settings, paths: RunPaths, fetched: Fetched) -> None:
         """Make Dask workers nodes, now and as they come, until there are `node_count`."""

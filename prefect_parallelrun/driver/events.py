@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun_runtime import messages
 
 
@@ -12,8 +13,17 @@ class NodeJoined:
     """A Dask worker became a node."""
 
     node: str
+    host: str
+    address: str
+    """Of the Dask worker."""
     processes: int
-    description: str
+    gpus: int
+    joined_at: float
+    """Seconds since the epoch (UTC)."""
+
+    def __str__(self) -> str:
+        """Say what it is, for the log."""
+        return f"{self.address} on {self.host}, {self.processes} processes, {self.gpus} GPUs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,66 +9,126 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
+from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver.bundle import Bundle, Pending
 from prefect_parallelrun.driver.sources import Fetched
-from prefect_parallelrun.errors import DatasetError
-from prefect_parallelrun.models import MiniBatch
+from prefect_parallelrun.errors import DatasetError, refuse
 from prefect_parallelrun.node.fetching import Fetching
 from prefect_parallelrun.node.side_inputs import with_paths
 from prefect_parallelrun.node.transfer import Unavailable
 from prefect_parallelrun.planning import Plan, plan_step
-from prefect_parallelrun_runtime import encode, load, path_values, script
+from prefect_parallelrun_runtime import encode, entry_script, load, path_values, script
+
+OnError = Callable[[BaseException], None]
+"""Called with what the script raised while everything is still as it was then; for a debugger."""
 
 
-def debug(definition: StepDefinition, *, mini_batches: int) -> list[Any]:
-    """Call `init()`, then `run()` on the first mini-batches, then `shutdown()`; all in this process.
+def debug(
+    definition: StepDefinition,
+    *,
+    mini_batches: int,
+    index: int = 0,
+    on_error: OnError | None = None,
+) -> list[Any]:
+    """Call `init()`, then `run()` on some mini-batches, then `shutdown()`; all in this process.
+
+    Args:
+        definition: of the step.
+        mini_batches: how many.
+        index: of the first of them.
+        on_error: see `OnError`; what the script raised is raised all the same.
 
     Returns:
         What `run()` returned, one element per mini-batch.
 
     Raises:
+        ConfigError: there is no mini-batch of that index.
         Exception: whatever the script raised, as it was.
         BadReturn: `run()` returned something that has no rows, or none of the output's format.
     """
-    with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as folder:
-        listings = definition.list_inputs()
-        plan = plan_step(definition, scratch=Path(folder, "inputs"), listings=listings)
+    with prepared(definition, definition.list_inputs()) as here:
+        chosen = list(islice(here.plan, index, index + mini_batches))
+        if index and not chosen:
+            raise refuse("index", index, f"the step has {len(here.plan):,} mini-batches, from 0")
+        return here.run([Pending(one) for one in chosen], on_error)
+
+
+@contextmanager
+def prepared(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> Iterator[Here]:
+    """Plan a step, and fetch what its nodes would; what is written for that is removed at the end.
+
+    Args:
+        definition: of the step.
+        listings: the files of each input.
+
+    Raises:
+        DatasetError: an input or a side input cannot be had.
+    """
+    with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as name:
+        folder = Path(name)
+        plan = plan_step(definition, scratch=folder / "inputs", listings=listings)
+        with _as_a_node(definition, Fetched.of(definition, plan, listings), plan, folder) as node:
+            yield Here(definition, plan, node, folder)
+
+
+class Here:
+    """A step that is ready to run in this process."""
+
+    def __init__(self, definition: StepDefinition, plan: Plan, node: _Node, folder: Path) -> None:
+        self.plan = plan
+        self._definition = definition
+        self._node = node
+        self._folder = folder
+        self.seconds: list[float] = []
+        """How long each mini-batch took that was run, its loading included."""
+
+    def run(self, chosen: Sequence[Pending], on_error: OnError | None) -> list[Any]:
+        """Return what `run()` returned for mini-batches, or parts of them."""
         # Not the step's own: what is tried out is not its output.
-        output = Path(folder, "output")
+        output = self._folder / "output"
         output.mkdir()
-        with (
-            _as_a_node(
-                definition, Fetched.of(definition, plan, listings), plan, Path(folder)
-            ) as node,
-            _as_in_a_worker_process(definition, Path(folder, "process000"), output),
-        ):
-            loaded = script.load_script(
-                str(definition.config.script_path),
-                str(definition.config.source_folder),
-                node.arguments(definition.script_arguments(str(output))),
-            )
-            if loaded.init is not None:
-                loaded.init()
-            results = [
-                node.run(loaded, mini_batch, _reader(plan.readers, mini_batch.input_index))
-                for mini_batch in islice(plan, mini_batches)
-            ]
-            if loaded.shutdown is not None:
-                loaded.shutdown()
-    config = definition.config
-    for result in results:
-        encode.encode(
-            result, config.output_action, {"header": False, "to_csv": {}}, config.output_format
+        process = self._folder / "process000"
+        with _as_in_a_worker_process(self._definition, process, output):
+            try:
+                return self._call_script(chosen, output)
+            except BaseException as error:
+                if on_error is not None:
+                    on_error(error)
+                raise
+
+    def _call_script(self, chosen: Sequence[Pending], output: Path) -> list[Any]:
+        config = self._definition.config
+        loaded = script.load_script(
+            str(config.script_path),
+            str(config.source_folder),
+            self._node.arguments(self._definition.script_arguments(str(output))),
         )
-    return results
+        if loaded.init is not None:
+            loaded.init()
+        readers = self.plan.readers
+        results = []
+        for one in chosen:
+            began = time.perf_counter()
+            results.append(
+                self._node.run(loaded, one, _reader(readers, one.mini_batch.input_index))
+            )
+            self.seconds.append(time.perf_counter() - began)
+        if loaded.shutdown is not None:
+            loaded.shutdown()
+        for result in results:
+            encode.encode(
+                result, config.output_action, {"header": False, "to_csv": {}}, config.output_format
+            )
+        return results
 
 
 class _Node:
@@ -83,9 +143,9 @@ class _Node:
         """Return the script's arguments with the paths of side inputs."""
         return with_paths(texts, self._paths)
 
-    def run(self, loaded: script.Script, mini_batch: MiniBatch, reader: dict[str, Any]) -> Any:
+    def run(self, loaded: script.Script, one: Pending, reader: dict[str, Any]) -> Any:
         """Call `run()` while the data of its mini-batch is there."""
-        bundle = Bundle(number=mini_batch.index, node="", members=[Pending(mini_batch)])
+        bundle = Bundle(number=one.mini_batch.index, node="", members=[one])
         tasks = json.dumps(self._fetched.tasks(bundle)).encode()
         with self._fetching.staged(bundle.number, tasks) as ready:
             [[index, _, _, work]] = json.loads(ready)
@@ -146,6 +206,11 @@ def _as_in_a_worker_process(
     modules = set(sys.modules)
     os.environ.update(definition.config.environment_variables or {})
     os.environ["AZUREML_BI_OUTPUT_PATH"] = str(output)
+    entry_script.configure_here(
+        log_dir=str(folder.parent / "logs"),
+        output_dir=str(output),
+        level=str(definition.config.logging_level),
+    )
     os.chdir(folder)
     try:
         yield

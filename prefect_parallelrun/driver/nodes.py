@@ -11,10 +11,10 @@ import contextlib
 import logging
 import math
 import queue
+import time
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import distributed
@@ -26,6 +26,7 @@ from prefect_parallelrun.driver.events import (
     NodeNews,
     NoSideInputs,
 )
+from prefect_parallelrun.driver.node import Node, task_name
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.node import agent
 from prefect_parallelrun.node.sources import Sources
@@ -45,24 +46,6 @@ MAX_LOSSES = 3
 """A Dask worker on which so many nodes in a row were lost without a result is not tried again. Where it
 was the only one, and had work, that may have been the cause: then the mini-batches alone keep count of it
 (`policy.MAX_LOST`), so that the others still run."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Node:
-    """One incarnation of a node: the same Dask worker may be another one later, under another name."""
-
-    name: str
-    address: str
-    agent_id: str
-    bundles: dict[int, distributed.Future[bytes]] = field(default_factory=dict)
-    joined: bool = False
-    joining: asyncio.Task[None] | None = None
-    lease: distributed.Future[None] | None = None
-    """See `agent.hold_node`."""
-    fetched_at: float = 0.0
-    """When it told last that it gets on with its side inputs (seconds of the loop's clock)."""
-    silent_s: float = 0.0
-    """How long nothing was heard of it, as far as somebody could have heard it."""
 
 
 class Nodes:
@@ -90,7 +73,7 @@ class Nodes:
         self._target = target
         self._client = target.client
         self._named = first_node
-        self._step = step
+        self._task_name = task_name(step)
         self._topic = topic
         self._events = events
         self._log = log
@@ -228,10 +211,15 @@ class Nodes:
         return info
 
     def _tell_of(self, node: Node, info: dict[str, Any]) -> None:
-        what = (
-            f"{node.address} on {info['host']}, {info['processes']} processes, {info['gpus']} GPUs"
+        joined = NodeJoined(
+            node=node.name,
+            host=info["host"],
+            address=node.address,
+            processes=info["processes"],
+            gpus=info["gpus"],
+            joined_at=time.time(),
         )
-        self._events.put(NodeJoined(node=node.name, processes=info["processes"], description=what))
+        self._events.put(joined)
 
     def check_lease(self, node: Node) -> None:
         """Take out a node of which the lease has ended: it has let go, or was let go of."""
@@ -393,7 +381,7 @@ class Nodes:
         return self._client.submit(
             function,
             *args,
-            key=f"{self._step}-{what}-{node.agent_id}",
+            key=f"{self._task_name}-{what}-{node.agent_id}",
             workers=[node.address],
             allow_other_workers=False,
             pure=False,

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from prefect_parallelrun import reuse
 from prefect_parallelrun.driver.run import AGAIN, Log, run_step
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.report.progress import Standing
+from prefect_parallelrun.report.overview import OnProgress
 from prefect_parallelrun.report.summary import summarise
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.run_record import RunRecord, kept_definition
 
 
 def retry_failed(
-    paths: RunPaths, *, log: Log, on_progress: Callable[[Standing], None] | None = None
+    paths: RunPaths, *, log: Log, on_progress: OnProgress | None = None
 ) -> ParallelRunResult:
     """Run again what failed in a run that has ended, and merge it into the run's output.
 

@@ -19,7 +19,8 @@ from prefect_parallelrun.output.lock import LockLost, RunLock
 from prefect_parallelrun.output.trouble import explained
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.driver_log import driver_log
-from prefect_parallelrun.report.progress import Standing
+from prefect_parallelrun.report.overview import OnProgress, Overview
+from prefect_parallelrun.report.readme import write_readme
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.run_record import RunRecord
 
@@ -39,9 +40,10 @@ def run_step(
     task_run: str | None = None,
     log: Log,
     listings: Sequence[Sequence[FileItem]] | None = None,
-    on_progress: Callable[[Standing], None] | None = None,
+    on_progress: OnProgress | None = None,
     watch: Callable[[], None] | None = None,
     retry_missing: bool | None = None,
+    reuse_notes: tuple[str, ...] = (),
     again: str = AGAIN,
 ) -> ParallelRunResult:
     """Run a step to its end; if the folder holds a run already, that one is gone on with.
@@ -55,10 +57,11 @@ def run_step(
         task_run: Prefect's id of the task run.
         log: the flow's log; it gets what the driver's own log file gets.
         listings: the files of each input, where they have been listed already.
-        on_progress: called a few times a second, in this thread.
+        on_progress: called with each stage and a few times a second while mini-batches run, in this thread.
         watch: called several times a second, in this thread; ends the run by raising.
         retry_missing: whether mini-batches of which rows are missing (R16) are tried again; None:
             unless every failure is tolerated, since a script that leaves out rows may mean it.
+        reuse_notes: what is taken over of earlier runs, and why not more, for the log and the report.
         again: how a person goes on with the run if it does not complete.
 
     Raises:
@@ -72,19 +75,33 @@ def run_step(
             _make(paths, run_id)
             lock = held.enter_context(RunLock(paths))
             run_log = held.enter_context(driver_log(paths, run_id, level=level, forward_to=log))
+        try:
+            write_readme(paths)
+        except OSError as error:
+            run_log.warning("%s could not be written: %s", paths.readme, error)
+        overview = Overview(
+            paths,
+            step=definition.name,
+            run_id=run_id,
+            log=run_log,
+            on_progress=on_progress,
+            guard=lock.check,
+        )
         sitting = Sitting(
             definition=definition,
             paths=paths,
             lock=lock,
             log=run_log,
+            overview=held.enter_context(overview),
             earlier=RunRecord.read(paths) if paths.record.exists() else None,
             record=_first_record(definition, paths, run_id, task_run),
             watch=watch,
+            reuse_notes=reuse_notes,
             again=again,
         )
         try:
             sitting.plan(listings, fingerprint, source_sha256)
-            return sitting.run(retry_missing, on_progress)
+            return sitting.run(retry_missing)
         except (LockLost, NotResumable):
             raise  # what is in the folder is not ours to touch
         except BaseException as error:

@@ -21,6 +21,8 @@ from prefect_parallelrun.driver.events import (
     NoSideInputs,
     NoWorkerLeft,
 )
+from prefect_parallelrun.driver.history import History
+from prefect_parallelrun.driver.outlook import Outlook
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.starts import Starts
 from prefect_parallelrun.driver.tracker import Tracker
@@ -31,21 +33,19 @@ from prefect_parallelrun.errors import (
     EntryScriptError,
     ErrorThresholdExceeded,
 )
-from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch
+from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch, Outcome
 from prefect_parallelrun.output.columns import admission
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
-from prefect_parallelrun.report.progress import Standing
+from prefect_parallelrun.report.overview import Overview
+from prefect_parallelrun.report.progress import RUNNING
 from prefect_parallelrun_runtime import channel, failures, messages
 
 TICK_S = 0.1
 """How long the driver waits for news before it looks at its limits, and whether it is to stop."""
 SHOW_S = 0.2
 """How often whoever watches is told where the run stands."""
-WAITING = "Waiting for a Dask worker: none is there that can be a node of this run"
-PROGRESS_S = 10.0
-"""How often the log says where the run stands."""
 
 
 class Schedule:
@@ -66,7 +66,7 @@ class Schedule:
         run_id: str,
         writer: OutputWriter,
         log: logging.Logger,
-        on_progress: Callable[[Standing], None] | None,
+        overview: Overview,
         watch: Callable[[], None] | None = None,
         first_node: int = 0,
     ) -> None:
@@ -79,7 +79,7 @@ class Schedule:
         self._run_id = run_id
         self._writer = writer
         self._log = log
-        self._on_progress = on_progress
+        self._overview = overview
         self._watch = watch
         self._first_node = first_node
         self._tracker = Tracker(
@@ -96,8 +96,10 @@ class Schedule:
             node_count=config.node_count,
             limit_s=settings["init_timeout_s"],
         )
+        self._history = History(writer.note)
         self._waits = Waits(definition.options, settings, max_attempts=limits.max_attempts, now=now)
-        self._last_shown = self._last_line = now
+        self._outlook = Outlook(self._tracker, self._starts, self._waits, began=now)
+        self._last_shown = now
         self._shutdown_failures: list[messages.Event] = []
         self._first_errors: set[tuple[str, str]] = set()
         self._warned = False
@@ -128,9 +130,11 @@ class Schedule:
         if self._tracker.done:
             self._log.info("There is nothing to do: %s", self._why_nothing())
             return
+        nodes = self._definition.config.node_count
+        self._overview.stage("starting 1 node" if nodes == 1 else f"starting {nodes} nodes")
         self._cluster = Cluster(
             self._definition.config.compute_target,
-            node_count=self._definition.config.node_count,
+            node_count=nodes,
             first_node=self._first_node,
             step=self._definition.name,
             run_id=self._run_id,
@@ -144,12 +148,30 @@ class Schedule:
             self._loop()
             gracefully = True
         finally:
-            self._cluster.close(gracefully=gracefully)
-            # Of what came since the loop ended only this still matters; the rest would act on a
-            # cluster that is closed, and hide why the run failed.
-            for event in self._cluster.collect(0):
-                if isinstance(event, NodeNews) and event.event["name"] == "shutdown_failed":
+            self._show(time.monotonic())
+            self._overview.stage("ending the nodes")
+            try:
+                self._cluster.close(gracefully=gracefully)
+            finally:
+                self._hear_the_last()
+
+    def _hear_the_last(self) -> None:
+        """Take note of what came since the loop ended.
+
+        Of that only this still matters; the rest would act on a cluster that is closed, and hide why
+        the run failed.
+        """
+        for event in self._cluster.collect(0):
+            match event:
+                case NodeJoined():
+                    self._history.node_joined(event)
+                case NodeLost():
+                    self._history.node_lost(event)
+                case NodeNews() if event.event["name"] == "shutdown_failed":
                     self._news(event.event)
+                case NodeNews():
+                    self._history.heard(event.event)
+        self._history.end()
 
     def _why_nothing(self) -> str:
         done = self._tracker.mini_batches_succeeded
@@ -197,6 +219,8 @@ class Schedule:
             self._waits.done(time.monotonic())
         for one in settled:
             self._writer.add(one.record, one.data, one.columns)
+            if one.record.final and one.record.outcome == Outcome.SUCCEEDED:
+                self._outlook.rows += one.record.rows
             if one.record.error is not None:
                 self._tell(one)
         if (extra := self._tracker.overlong) is not None and not self._warned:
@@ -237,18 +261,23 @@ class Schedule:
     def _news(self, news: messages.Event) -> None:
         name = news["name"]
         if name == "bundle_started":
+            now = time.monotonic()
             self._tracker.bundle_started(news["bundle"])
-            self._waits.begun(news["bundle"], time.monotonic())
+            self._waits.begun(news["bundle"], now)
+            if self._outlook.bundle_started(now):
+                self._overview.stage(RUNNING)
             return
         if name == "bundle_fetched":
             self._tracker.bundle_fetched(news["bundle"], news["seconds"])
             return
         if name == "fetching":
             self._waits.node_fetches(time.monotonic())
+            self._outlook.node_fetches(news["node"], news["reason"])
             self._log.info("%s %s", news["node"], news["reason"])
             return
         self._log.debug("%s", news)
-        self._starts.heard(news)
+        self._starts.heard(news, time.monotonic())
+        self._history.heard(news)
         if name == "shutdown_failed":
             self._shutdown_failures.append(news)
             self._log.warning(
@@ -262,13 +291,19 @@ class Schedule:
     def _node_joined(self, event: NodeJoined) -> None:
         self._waits.node_joined(event.node, time.monotonic())
         self._starts.node_joined(event.node, event.processes)
+        self._history.node_joined(event)
         self._tracker.node_joined(event.node, event.processes)
-        self._log.info("%s joined: %s", event.node, event.description)
+        self._outlook.node_known(event.node)
+        self._overview.note(f"{event.node} joined: {event}")
+        self._log.info("%s joined: %s", event.node, event)
 
     def _node_lost(self, event: NodeLost) -> None:
         self._log.warning("%s is lost: %s", event.node, event.reason)
+        self._overview.note(f"{event.node} is lost: {event.reason}")
+        self._outlook.node_known(event.node)
         self._waits.node_left(event.node, time.monotonic())
         self._starts.node_left(event.node)
+        self._history.node_lost(event)
         self._settle(self._tracker.node_left(event.node, expected=event.expected))
         if not self._waits.nodes:
             self._log.warning("No node is left; waiting for a Dask worker")
@@ -279,34 +314,15 @@ class Schedule:
         if self._watch is not None:
             self._watch()
         now = time.monotonic()
-        self._report(now)
+        if now - self._last_shown >= SHOW_S:
+            self._show(now)
         if error := self._starts.verdict(now - self._began) or self._waits.verdict(now):
             raise error
 
-    def _report(self, now: float) -> None:
-        if now - self._last_shown < SHOW_S:
-            return
+    def _show(self, now: float) -> None:
         self._last_shown = now
-        tracker = self._tracker
-        standing = Standing(
-            planned=self.planned,
-            created=tracker.planned,
-            succeeded=tracker.mini_batches_succeeded,
-            failed=tracker.mini_batches_failed,
-            retried=tracker.retries,
-            running=tracker.running,
-            items_succeeded=tracker.items_succeeded,
-            items_failed=tracker.items_failed,
-            rows=0,
-            rate=0.0,
-            left_s=None,
-            elapsed_s=now - self._began,
-        )
-        if self._on_progress is not None:
-            self._on_progress(standing)
-        if now - self._last_line >= PROGRESS_S:
-            self._last_line = now
-            self._log.info("%s", standing if self._waits.nodes else WAITING)
+        joining = self._cluster.joining
+        self._overview.show(self._outlook.standing(now, planned=self.planned, joining=joining))
 
 
 def _write_down(record: AttemptRecord, error: AttemptError) -> None:

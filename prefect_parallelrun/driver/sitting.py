@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
 from prefect_parallelrun.driver.accounts import Accounts
+from prefect_parallelrun.driver.delivery import Delivery
 from prefect_parallelrun.driver.reopening import (
     NotResumable,
     refuse_another_plan,
@@ -33,14 +32,12 @@ from prefect_parallelrun.errors import (
 from prefect_parallelrun.models import RunSummary
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.lock import RunLock
-from prefect_parallelrun.output.publication import check_destination
 from prefect_parallelrun.output.trouble import explained
-from prefect_parallelrun.output.upload import RemoteFolder, State
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import plan_step
 from prefect_parallelrun.report import failure
-from prefect_parallelrun.report.progress import Standing
+from prefect_parallelrun.report.overview import Overview
 from prefect_parallelrun.report.summary import closing_line
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.run_record import (
@@ -49,6 +46,7 @@ from prefect_parallelrun.run_record import (
     RUNNING,
     RunRecord,
     keep_definition,
+    keep_listings,
 )
 
 
@@ -60,11 +58,13 @@ class Sitting:
     paths: RunPaths
     lock: RunLock
     log: logging.Logger
+    overview: Overview
     earlier: RunRecord | None
     """As the last sitting left it; None in the first."""
     record: RunRecord
     watch: Callable[[], None] | None
     again: str
+    reuse_notes: tuple[str, ...] = ()
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     _opened: bool = False
     """Whether it came as far as the journal; before, it leaves reports and record as it found them."""
@@ -74,10 +74,8 @@ class Sitting:
     def __post_init__(self) -> None:
         if self.earlier is not None:
             self.record = self.earlier
-        self.destination = self.definition.output_folder or self.paths.output
-        self.remote = RemoteFolder.of(self.definition.output)
-        place = self.destination if self.remote is None else self.remote.url
-        self.accounts = Accounts(self.paths, str(place), self.began)
+        self.delivery = Delivery(self.definition, self.paths)
+        self.accounts = Accounts(self.paths, self.delivery.place, self.began, self.log)
         config = self.definition.config
         self.limits = policy.Limits(
             max_attempts=config.run_max_try,
@@ -105,23 +103,26 @@ class Sitting:
         self.log.info("Logs: %s", self.paths.logs)
         if self.lock.before is not None:
             self.log.info("Took the run over from a driver that is gone: %s", self.lock.before)
+        for note in self.reuse_notes:
+            self.log.info("%s", note)
         if self.earlier is not None:
             refuse_losses(self.paths, self.earlier)  # before the output folder is made anew
-        check_destination(self.destination, self.record.append_row_file_name)
-        if self.remote is not None:
-            self.remote.check(f".parallelrun-{self.record.run_id}.probe")
+        self.delivery.check(self.record)
         if listings is None:
+            self.overview.stage("listing the inputs")
             listings = self.definition.list_inputs()
+        self.overview.stage("planning")
         self._plan = plan_step(self.definition, scratch=self.paths.inputs, listings=listings)
         grouping = reuse.grouping(self.definition, listings)
         if self.earlier is not None:
             refuse_another_plan(self.earlier, grouping, self._plan)
+        self.overview.stage("packing the source")
         draft = self.paths.source.with_suffix(".tmp")
         with explained(self.paths.journal):
             self._source = snapshot.take(
                 self.definition.config,
                 draft,
-                leave_out=(*self.definition.left_out, self.destination),
+                leave_out=(*self.definition.left_out, self.delivery.destination),
             )
         # Edited since the fingerprint was made, it would make rows that belong to another one.
         edited = source_sha256 not in (None, self._source.sha256)
@@ -133,23 +134,28 @@ class Sitting:
         self._fetched = Fetched.of(self.definition, self._plan, listings)
         for note in (*self._source.notes, *self._plan.notes):
             self.log.info("%s", note)
+        self._seen = list(reuse.data(self.definition, listings))
+        parts = reuse.fingerprint_parts(
+            self.definition, source_sha256=self._source.sha256, seen=self._seen
+        )
         self._planned: dict[str, object] = {
             "fingerprint": "" if edited else fingerprint,
             "source_sha256": self._source.sha256,
             "grouping": grouping,
-            "contents": reuse.contents(self.definition, listings),
+            "parts": parts,
+            "reuse": self.reuse_notes,
+            "contents": reuse.contents_of(parts),
             "kind": self._plan.kind,
             "mini_batches": self._plan.known_count,
             "items": self._plan.items,
         }
 
-    def run(
-        self, retry_missing: bool | None, on_progress: Callable[[Standing], None] | None
-    ) -> ParallelRunResult:
+    def run(self, retry_missing: bool | None) -> ParallelRunResult:
         """Schedule what is not done yet, and publish."""
         if retry_missing is None:
             retry_missing = self.limits.error_threshold != -1
         self._look()
+        self.overview.stage("opening the journal")
         with OutputWriter(
             self.paths,
             keep_rows=self.record.append_row_file_name is not None,
@@ -171,7 +177,7 @@ class Sitting:
                     self._plan,
                     run_id=self.record.run_id,
                     entry_script=self._source.entry_script,
-                    destination=self.destination,
+                    destination=self.delivery.destination,
                 ),
                 self._fetched,
                 limits=self.limits,
@@ -179,7 +185,7 @@ class Sitting:
                 run_id=self.record.run_id,
                 writer=writer,
                 log=self.log,
-                on_progress=on_progress,
+                overview=self.overview,
                 watch=self._look,
                 first_node=self.paths.next_node(),
             )
@@ -194,8 +200,11 @@ class Sitting:
         """Leave the reports of a sitting that did not complete, and raise all that a person needs."""
         cancelled = isinstance(error, RunCancelled) or not isinstance(error, Exception)
         state = CANCELLED if cancelled else FAILED
+        self.overview.stage("writing the reports")
         if isinstance(error, ParallelRunError):
             error.run_id, error.logs_directory = self.record.run_id, str(self.paths.logs)
+        elif isinstance(error, Exception):
+            self.log.error("The driver failed: %s", _named(error), exc_info=error)
         try:
             summary = self.accounts.add_up(self.record)
             kept = self._kept(summary)
@@ -204,10 +213,15 @@ class Sitting:
             text = _text(error, kept, summary, self.paths)
             if self._opened or self.earlier is None:
                 self._leave(summary, state, text)
-        except (OSError, sqlite3.Error, ParallelRunError) as unwritten:
-            # A full disk must not hide why the run failed.
-            self.log.error("The reports of the run could not be written: %s", unwritten)
+        except Exception as unwritten:
+            # A full disk, or a fault of ours, must not hide why the run failed.
+            self.overview.end(state, f"{error}\nThe reports could not be written: {unwritten}")
+            self.log.error(
+                "The reports of the run could not be written: %s", unwritten, exc_info=True
+            )
             raise error from error.__cause__
+        where = f"Start looking in {self.paths.job_result}, then in {self.paths.driver_log}"
+        self.overview.end(state, f"{text}\n{where}")
         if cancelled or not isinstance(error, ParallelRunError):  # nobody may read its text
             self.log.warning("%s (%s). %s", state, type(error).__name__, kept)
         if not isinstance(error, ParallelRunError):
@@ -226,6 +240,7 @@ class Sitting:
         self._opened = True
         with explained(self.paths.journal):
             self.paths.source.with_suffix(".tmp").replace(self.paths.source)
+            keep_listings(self.paths, ((one.name, one.files) for one in self._seen))
             self._write_down(RUNNING, **self._planned)
             if self.record.append_row_file_name is None:
                 # From here on the script changes its output; what it came to is noted at the end.
@@ -244,7 +259,7 @@ class Sitting:
             # There are no rows of another source or input, so the run is still its step's.
             changes = self.earlier.model_dump(include={"fingerprint", "source_sha256", "contents"})
         if self._opened and self.record.append_row_file_name is None:
-            manifest.write(self.paths.root, self.destination, None)
+            manifest.write(self.paths.root, self.delivery.destination, None)
         self._write_down(state, **changes)
 
     def _look(self) -> None:
@@ -254,6 +269,7 @@ class Sitting:
             self.watch()
 
     def _finish(self, writer: OutputWriter, schedule: Schedule) -> ParallelRunResult:
+        self.overview.stage("writing the last rows")
         writer.flush()
         summary = self.accounts.add_up(self.record)
         tally = _tally(summary)
@@ -266,15 +282,22 @@ class Sitting:
         self._look()
         self.lock.confirm()
         changed = schedule.attempts > 0
-        file = self._publish(writer, changed=changed)
-        uploaded = self._upload(file, changed=changed)
+        self.overview.stage("publishing the output")
+        file = self.delivery.publish(writer, self.record, earlier=self.earlier, changed=changed)
+        if self.delivery.remote is not None:
+            self.overview.stage("uploading the output")
+        uploaded = self.delivery.upload(
+            file, earlier=self.earlier, changed=changed, log=self.log, look=self._look
+        )
+        self.overview.stage("writing the reports")
+        remote = self.delivery.remote
         result = ParallelRunResult(
             name=self.definition.name,
             run_id=self.record.run_id,
             run_directory=str(self.paths.root),
-            output=str(self.destination) if self.remote is None else self.remote.url,
-            append_row_file=self._place_of(file),
-            output_credentials=None if self.remote is None else self.remote.storage.credentials,
+            output=self.delivery.place,
+            append_row_file=self.delivery.place_of(file),
+            output_credentials=remote.storage.credentials if remote is not None else None,
             output_format=self.definition.config.output_format,
             mini_batches=summary.mini_batches,
             items=summary.items,
@@ -283,67 +306,20 @@ class Sitting:
             started_at=self.began,
             ended_at=datetime.now(UTC),
             logs_directory=str(self.paths.logs),
-            report=None,
         )
-        self._report(summary, result.state, failed=None)
-        manifest.write(self.paths.root, self.destination, file, uploaded=uploaded)
+        report = self._report(summary, result.state, failed=None)
+        result = result.model_copy(update={"report": None if report is None else str(report)})
+        manifest.write(self.paths.root, self.delivery.destination, file, uploaded=uploaded)
         self._write_down(result.state, mini_batches=schedule.planned)
-        self.log.info(
-            "%s: %s; output: %s",
-            result.state,
-            closing_line(summary),
-            result.append_row_file or result.output,
-        )
+        told = f"{closing_line(summary)}; output: {result.append_row_file or result.output}"
+        self.overview.end(result.state, told)
+        self.log.info("%s: %s", result.state, told)
         return result
 
-    def _publish(self, writer: OutputWriter, *, changed: bool) -> Path | None:
-        """Put the output file in its place, unless it is there as an earlier sitting left it."""
-        name = self.record.append_row_file_name
-        if name is None:
-            return None
-        completed = self.earlier is not None and self.earlier.completed
-        if completed and not changed and manifest.is_intact(self.paths.root):
-            return self.destination / name
-        config = self.definition.config
-        return writer.publish(
-            self.destination,
-            name,
-            order=config.output_order,
-            output_format=config.output_format,
-        )
-
-    def _upload(self, file: Path | None, *, changed: bool) -> dict[str, State] | None:
-        """Take a remote output to its place, unless an earlier sitting has; return how it is there.
-
-        Raises:
-            OutputError: it cannot be written there; everything is kept.
-        """
-        if self.remote is None:
-            return None
-        completed = self.earlier is not None and self.earlier.completed
-        if completed and not changed and manifest.is_intact(self.paths.root):
-            there = reuse.uploaded(self.paths.root, self.remote)
-            if there is not None:
-                return there
-        found = [file] if file else [one for one in self.destination.rglob("*") if one.is_file()]
-        names = [one.relative_to(self.destination).as_posix() for one in found]
-        self.log.info("Uploading %s files to %s", f"{len(names):,}", self.remote.url)
-        return self.remote.upload(self.destination, names, self._look)
-
-    def _place_of(self, file: Path | None) -> str | None:
-        """Return where people find the output file: its path, or its URL."""
-        if file is None or self.remote is None:
-            return str(file) if file else None
-        return self.remote.url_of(file.name)
-
-    def _report(self, summary: RunSummary, state: str, *, failed: str | None) -> None:
-        self.accounts.report(
-            summary,
-            step=self.record.step,
-            run_id=self.record.run_id,
-            state=state,
-            failed=failed,
-        )
+    def _report(self, summary: RunSummary, state: str, *, failed: str | None) -> Path | None:
+        """Write the reports; return where the one for browsers is, unless it could not be written."""
+        record = self.record.model_copy(update={"state": state})
+        return self.accounts.report(summary, record, failed=failed)
 
     def _write_down(self, state: str, **changes: object) -> None:
         self.record = self.record.model_copy(update={"state": state, **changes})
@@ -373,6 +349,14 @@ def _tally(summary: RunSummary) -> policy.Tally:
 def _text(error: BaseException, kept: str, summary: RunSummary, paths: RunPaths) -> str:
     """Say what ended a sitting, what is kept, and what the script's own errors were."""
     if isinstance(error, ParallelRunError):
-        cause = "\n".join(filter(None, [str(error), kept]))
-        return failure.failure_text(summary, cause=cause, paths=paths)
-    return "\n".join(["".join(traceback.format_exception(error)), kept])
+        cause = str(error)
+    elif isinstance(error, Exception):
+        cause = f"the driver failed: {_named(error)}\nits stack trace: {paths.driver_error}"
+    else:
+        cause = f"the run was stopped from outside ({_named(error)})"
+    cause = "\n".join(filter(None, [cause, kept]))
+    return failure.failure_text(summary, cause=cause, paths=paths)
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

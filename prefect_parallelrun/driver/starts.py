@@ -14,7 +14,9 @@ STAGES = {
 
 
 class Starts:
-    """Counts what the nodes tell of the starts of their worker processes; no clock of its own.
+    """Counts what the nodes tell of the starts of their worker processes.
+
+    No clock of its own: times are arguments, in seconds of a monotonic clock.
 
     Args:
         entry_script: as the user wrote it.
@@ -28,8 +30,8 @@ class Starts:
         self._limit_s = limit_s
         self._nodes: dict[str, int] = {}
         """By node: its worker processes."""
-        self._starting: dict[str, set[str]] = {}
-        """By node: those that are in import or `init()`."""
+        self._starting: dict[str, dict[str, float]] = {}
+        """By node: those that are in import or `init()`, and since when."""
         self._ready: dict[str, set[str]] = {}
         """By node: those that came through it and live."""
         self._ever_ready = self._gave_up = False
@@ -48,20 +50,30 @@ class Starts:
         self._starting.pop(node, None)
         self._ready.pop(node, None)
 
-    def heard(self, news: messages.Event) -> None:
+    @property
+    def nodes(self) -> list[str]:
+        """The nodes that are there."""
+        return list(self._nodes)
+
+    @property
+    def processes(self) -> int:
+        """How many worker processes all nodes are to have."""
+        return sum(self._nodes.values())
+
+    def heard(self, news: messages.Event, now: float) -> None:
         """Count what a node tells of one of its processes."""
         name, node, process = news["name"], news["node"], news.get("process", "")
-        starting = self._starting.setdefault(node, set())
+        starting = self._starting.setdefault(node, {})
         ready = self._ready.setdefault(node, set())
         if name == "process_started":
-            starting.add(process)
+            starting[process] = now
         elif name == "process_ready":
-            starting.discard(process)
+            starting.pop(process, None)
             ready.add(process)
             self._ever_ready = True
             self._stuck.clear()
         elif name == "process_ended":
-            starting.discard(process)
+            starting.pop(process, None)
             ready.discard(process)
         elif name == "gave_up":
             self._gave_up = True
@@ -72,10 +84,9 @@ class Starts:
 
     def verdict(self, age_s: float) -> ParallelRunError | None:
         """Return why a run of this age cannot go on, or None (R89, R90)."""
-        processes = sum(self._nodes.values())
         if not any(self._ready.values()) and (
             why := policy.init_stuck(
-                stuck=len(self._stuck), processes=processes, limit_s=self._limit_s
+                stuck=len(self._stuck), processes=self.processes, limit_s=self._limit_s
             )
         ):
             where = self._stuck[-1]["error"]["where"]
@@ -100,11 +111,10 @@ class Starts:
             f"{self._stages()}, {len(self.failures)} times"
         )
 
-    def describe(self, node: str) -> str:
-        """Return what the processes of a node are at, in words."""
-        starting = len(self._starting.get(node, ()))
-        ready = len(self._ready.get(node, ()))
-        return f"{ready} processes ready, {starting} in import or init()"
+    def at(self, node: str) -> tuple[int, int, float]:
+        """Return how many processes of a node start, how many are ready, and since when the first starts."""
+        starting = self._starting.get(node, {})
+        return len(starting), len(self._ready.get(node, ())), min(starting.values(), default=0.0)
 
     def _stages(self) -> str:
         stages = {news["error"]["stage"] for news in self.failures}

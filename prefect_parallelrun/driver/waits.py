@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefect_parallelrun.driver.bundle import Bundle, sample
@@ -10,7 +11,7 @@ from prefect_parallelrun.options import RunOptions
 from prefect_parallelrun_runtime import messages
 
 NODES_SHOWN = 5
-"""Nodes of which an error says what they were doing."""
+"""Nodes of which it is said what they are doing."""
 REST_S = 60.0
 """What the longest mini-batch may take beside the time-outs of its attempts: bundles, killing, news."""
 
@@ -114,10 +115,19 @@ class Waits:
         """Return what each node is at, in words."""
         if not self._nodes:
             return "No node was there"
-        said = [self._describe_node(node, now) for node in sorted(self._nodes)[:NODES_SHOWN]]
-        if (more := len(self._nodes) - NODES_SHOWN) > 0:
-            said.append(f"and {more} nodes more")
+        said = shown(sorted(self._nodes), lambda node: self._describe_node(node, now))
         return "; ".join(said)
+
+    def at(self, node: str, now: float) -> tuple[int, str]:
+        """Return how many bundles a node is at, and of which mini-batch it has been for longest, in words."""
+        begun = [f for f in self._flights.values() if f.begun and f.bundle.node == node]
+        if not begun:
+            return 0, ""
+        oldest = min(begun, key=lambda f: f.since)
+        members = oldest.bundle.members
+        first, more = members[0].mini_batch.index, len(members) - 1
+        what = f"mini-batch {first}" + (f" and {more:,} others" if more else "")
+        return len(begun), f"{what} for {now - oldest.since:.0f} s"
 
     def _describe_node(self, node: str, now: float) -> str:
         flights = [f for f in self._flights.values() if f.bundle.node == node]
@@ -131,3 +141,11 @@ class Waits:
             f"{node} had {waiting} mini-batches and was at mini-batch {first.index} "
             f"({', '.join(sample(first))}) for {now - oldest.since:.0f} seconds"
         )
+
+
+def shown(nodes: Sequence[str], describe: Callable[[str], str]) -> list[str]:
+    """Describe the first of some nodes, and say how many more there are."""
+    said = [describe(node) for node in nodes[:NODES_SHOWN]]
+    if (more := len(nodes) - NODES_SHOWN) > 0:
+        said.append(f"and {more} nodes more")
+    return said

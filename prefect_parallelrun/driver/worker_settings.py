@@ -68,6 +68,7 @@ def worker_settings(
         output_format=config.output_format,
         inputs=plan.readers,
         process="",
+        address="",
     )
 
 

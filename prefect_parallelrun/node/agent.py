@@ -13,27 +13,30 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import distributed
+import psutil
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import gpus, snapshot
 from prefect_parallelrun.node.fetching import Fetching
+from prefect_parallelrun.node.metrics import Metrics, Tally
+from prefect_parallelrun.node.monitor import Monitor
+from prefect_parallelrun.node.own_errors import noted
+from prefect_parallelrun.node.process_tree import ProcessTree
 from prefect_parallelrun.node.side_inputs import with_paths
 from prefect_parallelrun.node.sources import Sources
+from prefect_parallelrun.node.supervision import Supervision
 from prefect_parallelrun.node.transfer import Stopped, Unavailable
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun_runtime import channel, messages, reaper, supervisor
+from prefect_parallelrun_runtime import messages
 
 logger = logging.getLogger(__name__)
 
@@ -47,26 +50,12 @@ LEASE_S = 8.0
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
 
-SUPERVISOR_END_S = 2.0
-"""How long a supervisor may take to kill what it started; measured: some milliseconds. It is killed then,
-and a run that is cancelled has ended within five seconds all the same."""
-
 SECRETS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 """Left out of the environment of worker processes: scripts never speak with Prefect's API."""
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A bundle that the supervisor has."""
-
-    frames: list[bytes] = field(default_factory=list)
-    ended: threading.Event = field(default_factory=threading.Event)
-    whole: bool = False
-    """Whether its BUNDLE_END came."""
-
-
 class NodeAgent(distributed.WorkerPlugin):
-    """One node of one run: owns the supervisor, its socket and the node's private folder."""
+    """One node of one run: owns the supervisor, what observes it, and the node's private folder."""
 
     def __init__(
         self,
@@ -82,13 +71,13 @@ class NodeAgent(distributed.WorkerPlugin):
         self._settings = settings
         self._paths = RunPaths(run_folder)
         self._topic = topic
-        self._waiting: dict[int, _Waiting] = {}
-        self._lock = threading.Lock()
         self._birth = threading.Lock()
         """Held while the supervisor starts: an end that comes meanwhile must find all of it, or nothing."""
-        self._lost = False
-        self._shutdown_failures: list[dict[str, Any]] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self._supervision: Supervision | None = None
+        self._monitor: Monitor | None = None
+        self._tally = Tally()
+        self._metrics = Metrics(settings, self._tally)
+        self._last_news: list[dict[str, Any]] = []
         self._folder: Path | None = None
         self._fetching = Fetching(
             sources,
@@ -110,6 +99,11 @@ class NodeAgent(distributed.WorkerPlugin):
         Raises:
             ClusterError: this host does not see the run folder, or the run is over already.
         """
+        expected = (ClusterError, Unavailable, Stopped)
+        with noted(self._settings, "starting the node", but=expected):
+            return self._start()
+
+    def _start(self) -> dict[str, Any]:
         worker = self._worker
         if not self._paths.token.exists():
             raise ClusterError(
@@ -135,12 +129,15 @@ class NodeAgent(distributed.WorkerPlugin):
         with self._birth:
             if self._ended:  # while the source was unpacked
                 raise ClusterError("the run is over")
-            process = self._process = self._start_supervisor()
+            supervision = self._supervision = Supervision(
+                settings, frame_came=self._tally.came, event_came=self._heard
+            )
+            self._observe(supervision.pid)
         return {
             "processes": settings["process_count"],
             "gpus": gpu_count,
             "host": socket.gethostname(),
-            "pid": process.pid,
+            "pid": supervision.pid,
         }
 
     def run(self, number: int, header: messages.BundleHeader, tasks: bytes) -> bytes:
@@ -148,18 +145,18 @@ class NodeAgent(distributed.WorkerPlugin):
 
         Waits without a limit of its own: the supervisor keeps every deadline, and its end ends this.
         """
-        waiting = _Waiting()
-        with self._lock:
-            if self._lost or number in self._waiting:
+        if (supervision := self._supervision) is None:
+            return STALE
+        with (
+            noted(self._settings, f"relaying bundle {number}"),
+            supervision.expecting(number) as expected,
+        ):
+            if expected is None:
                 return STALE
-            self._waiting[number] = waiting
-        with contextlib.suppress(Stopped), self._fetching.staged(number, tasks) as ready:
-            with contextlib.suppress(OSError):  # the reader sees the end of the socket, and says so
-                self._send(channel.pack(channel.BUNDLE, number, header, ready))
-            waiting.ended.wait()
-        with self._lock:
-            self._waiting.pop(number, None)
-        return b"".join(waiting.frames) if waiting.whole else STALE
+            with contextlib.suppress(Stopped), self._fetching.staged(number, tasks) as ready:
+                supervision.give(number, header, ready)
+                expected.ended.wait()
+            return b"".join(expected.frames) if expected.whole else STALE
 
     def hold(self) -> None:
         """Wait until the node ends; see `hold_node`."""
@@ -174,7 +171,8 @@ class NodeAgent(distributed.WorkerPlugin):
             self._worker.loop.add_callback(self._end_orphaned)
 
     def begin(self) -> None:
-        """Say from now on that the node is there, for as long as its Dask worker is."""
+        """Say from now on that the node is there, for as long as its Dask worker is, and how it gets on."""
+        self._metrics.show(self._worker)
         self._beating = asyncio.ensure_future(self._beat())
 
     async def _beat(self) -> None:
@@ -193,7 +191,8 @@ class NodeAgent(distributed.WorkerPlugin):
 
     async def _end_orphaned(self) -> None:
         if not self._ended:
-            if not self._lost:  # the driver lets go of a node that has no supervisor any more
+            # The driver lets go of a node that has no supervisor any more.
+            if self._supervision is None or not self._supervision.lost:
                 run = self._settings["run_id"]
                 logger.warning("The driver of %s is gone, or has let go of its node: it ends", run)
             await asyncio.to_thread(self.stop, gracefully=False)
@@ -203,20 +202,21 @@ class NodeAgent(distributed.WorkerPlugin):
         """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor.
 
         Returns:
-            The `shutdown_failed` events: a message of its own might come after the end of the run.
+            What the worker processes ended in: a message of its own might come after the end of the run.
         """
         self._ended = True
-        if gracefully and not self._lost and self._process is not None:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                self._send(channel.pack(channel.STOP))
-                self._process.wait(self._settings["shutdown_timeout_s"] + 10)
-                self._reader.join(SUPERVISOR_END_S)  # what the supervisor said last
-        self._clean_up()
-        return self._shutdown_failures
+        with noted(self._settings, "ending the node"):
+            if self._monitor is not None:
+                self._monitor.stop()
+            if gracefully and self._supervision is not None:
+                self._supervision.stop()
+            self._clean_up()
+        return self._last_news
 
     async def teardown(self, worker: distributed.Worker) -> None:
         """Leave nothing on the Dask worker when it closes or the run ends."""
         self._leave()
+        self._metrics.hide(worker)
         await asyncio.to_thread(self._clean_up)
         if self._beating is not None and self._beating is not asyncio.current_task():
             self._beating.cancel()
@@ -231,67 +231,32 @@ class NodeAgent(distributed.WorkerPlugin):
             **self._settings["environment"],
         }
 
-    def _start_supervisor(self) -> subprocess.Popen[bytes]:
-        self._socket, theirs = socket.socketpair()
-        self._send_lock = threading.Lock()
-        try:
-            process = subprocess.Popen(
-                supervisor.command(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-        self._send(channel.pack(channel.SETTINGS, 0, self._settings))
-        self._reader = threading.Thread(
-            target=self._read,
-            args=(process,),
-            name=f"parallelrun-{self._settings['node']}",
-            daemon=True,
-        )
-        self._reader.start()
-        return process
+    def _observe(self, supervisor: int) -> None:
+        """Begin with what people look at; it never fails the node."""
+        settings = self._settings
+        name = f"{settings['run_id']}/{settings['node']}"
+        # One for each of the two: they look at their own pace.
+        with contextlib.suppress(psutil.NoSuchProcess):  # the reader tells of that
+            self._metrics.watch(ProcessTree(supervisor, name))
+            if settings["monitor_interval_s"]:
+                folders = (settings["work_folder"], settings["output_folder"], "/")
+                self._monitor = Monitor(
+                    settings,
+                    self._paths,
+                    ProcessTree(supervisor, name),
+                    disks=[self._paths.root, *map(Path, folders)],
+                )
 
-    def _send(self, data: bytes) -> None:
-        with self._send_lock:
-            self._socket.sendall(data)
-
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
-        try:
-            for kind, number, frame in self._incoming():
-                if kind == channel.EVENT:
-                    self._publish(next(channel.frames(frame)).json())
-                elif waiting := self._waiting.get(number):
-                    waiting.frames.append(frame)
-                    if kind == channel.BUNDLE_END:
-                        waiting.whole = True
-                        waiting.ended.set()
-        finally:
-            self._bury(process)
-            with self._lock:
-                self._lost = True
-                waiting_still = list(self._waiting.values())
-            self._publish({"name": "supervisor_ended"})
-            for waiting in waiting_still:
-                waiting.ended.set()
+    def _heard(self, event: dict[str, Any]) -> None:
+        self._tally.heard(event)
+        self._publish(event)
+        if event["name"] == "supervisor_ended":
             self._fetching.stop()
-
-    def _incoming(self) -> Iterator[tuple[int, int, bytes]]:
-        splitter = channel.Splitter()
-        while True:
-            try:
-                data = self._socket.recv(1 << 20)
-            except OSError:
-                return
-            if not data:
-                return
-            yield from splitter.feed(data)
 
     def _publish(self, event: dict[str, Any]) -> None:
         news = {**event, "node": self._settings["node"]}
-        if event["name"] == "shutdown_failed":
-            self._shutdown_failures.append(news)
+        if self._ended and event["name"] in ("shutdown_failed", "process_ended"):
+            self._last_news.append(news)
             return
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed: nobody listens
             self._worker.log_event(self._topic, news)
@@ -306,28 +271,15 @@ class NodeAgent(distributed.WorkerPlugin):
         self._released.set()
         self._fetching.stop()
         with self._birth:
-            started = self._process is not None
-        if started:
-            # Its end of the socket closes, upon which it kills every descendant and ends.
-            with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
-            self._reader.join()
-            self._socket.close()
+            supervision, monitor = self._supervision, self._monitor
+        self._metrics.end()
+        if monitor is not None:
+            monitor.stop()
+        if supervision is not None:
+            supervision.close()
         self._fetching.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _bury(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end of the supervisor, and kill what it leaves behind."""
-        try:
-            code = process.wait(SUPERVISOR_END_S)
-        except subprocess.TimeoutExpired:
-            # As long as it is there, it is the ancestor even of what has left its session and environment.
-            reaper.kill_tree(process.pid)
-            code = process.wait()
-        if code < 0:
-            run, node = self._settings["run_id"], self._settings["node"]
-            reaper.kill_marked(f"PARALLELRUN_PROCESS={run}/{node}/".encode())
 
 
 def _name(agent_id: str) -> str:

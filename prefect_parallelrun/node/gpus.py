@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 
 def count(resources: Mapping[str, float]) -> int:
@@ -39,3 +40,44 @@ def _nvml_count() -> int:
         return int(pynvml.nvmlDeviceGetCount())
     finally:
         pynvml.nvmlShutdown()
+
+
+class Devices:
+    """The GPUs that NVML tells of, open until they are closed; none where it does not answer."""
+
+    def __init__(self) -> None:
+        import pynvml
+
+        self._nvml = pynvml
+        self._handles: list[Any] = []
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError:
+            self._open = False
+            return
+        self._open = True
+        try:
+            count = pynvml.nvmlDeviceGetCount()
+            self._handles += [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(count)]
+        except pynvml.NVMLError:  # a MIG partition, or a device that fell off the bus
+            self._handles.clear()
+
+    def __len__(self) -> int:
+        return len(self._handles)
+
+    def usage(self) -> Iterator[tuple[object, object]]:
+        """Yield percent and bytes in use of each; empty strings for what it does not tell."""
+        for handle in self._handles:
+            try:
+                yield (
+                    self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+                    self._nvml.nvmlDeviceGetMemoryInfo(handle).used,
+                )
+            except self._nvml.NVMLError:
+                yield "", ""
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        if self._open:
+            self._open = False
+            self._nvml.nvmlShutdown()

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -67,6 +68,47 @@ def take(config: ParallelRunConfig, destination: Path, *, leave_out: Sequence[Pa
 def digest(config: ParallelRunConfig, *, leave_out: Sequence[Path]) -> Snapshot:
     """Return what `take` would, without writing anything."""
     return _read(config, leave_out, None)
+
+
+def differences(
+    archive: Path, config: ParallelRunConfig, *, leave_out: Sequence[Path]
+) -> list[str]:
+    """Return the files in which a source is another now than in a snapshot: `score.py`, `new.py (new)`.
+
+    Args:
+        archive: the zip file that `take` wrote.
+        config: of the step as it is now.
+        leave_out: files and folders that are no part of the source.
+
+    Raises:
+        OSError: the source or the snapshot cannot be read.
+        ValueError: the snapshot is damaged.
+        ConfigError: the source cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            before = {entry.filename: entry for entry in opened.infolist()}
+    except zipfile.BadZipFile as error:
+        raise ValueError(str(error)) from error
+    found = []
+    for file in sorted(_within_limits(config, _Walk(str(config.source_folder), leave_out))):
+        entry = before.pop(file.name, None)
+        if entry is None:
+            found.append(f"{file.name} (new)")
+        elif entry.file_size != file.size or _checksum(file.path) != entry.CRC:
+            found.append(file.name)
+        elif (entry.external_attr >> 16 ^ file.mode) & stat.S_IXUSR:
+            found.append(f"{file.name} (whether it can be executed)")
+    return found + [f"{name} (gone)" for name in before]
+
+
+def _checksum(path: str) -> int:
+    """Return the sum that a zip file has of each of its files."""
+    total = 0
+    with Path(path).open("rb") as file:
+        while piece := file.read(_PIECE):
+            total = zlib.crc32(piece, total)
+    return total
 
 
 def unpack(zip_bytes: bytes, folder: Path) -> None:

@@ -221,6 +221,22 @@ class RunLock:
         return max(0.0, now - os.fstat(file).st_mtime)
 
 
+def driver_of(paths: RunPaths) -> Owner | None:
+    """Return the driver that may be at work on a run now; None where there is none.
+
+    Writes nothing, so the run folder may be read-only; the age of a heartbeat of another machine is that
+    of this machine's clock.
+    """
+    try:
+        with paths.lock.open("rb") as file:
+            with suppress(OSError):  # else half of what a driver is just writing
+                fcntl.flock(file, fcntl.LOCK_SH)
+            owner, silent_s = _read(file.fileno()), time.time() - os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return None
+    return owner if owner is not None and owner.lives(max(0.0, silent_s)) else None
+
+
 def _read(file: int) -> Owner | None:
     """Return who is written down; None where nobody is, or only half: whoever wrote that is dead."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from prefect_parallelrun.errors import printable
 from prefect_parallelrun.models import AttemptError, AttemptRecord, NodeRecord, ProcessRecord
 from prefect_parallelrun.output import schema
+from prefect_parallelrun.output.error_shapes import SHAPES, shape
 
 MESSAGE_LIMIT = 2_000
 """Characters kept of an error's message, per attempt."""
@@ -54,12 +56,12 @@ class Recorder:
     def __init__(self, path: Path) -> None:
         self._connection = schema.open_for_writing(path)
         self._next = self._number("SELECT coalesce(max(id), 0) + 1 FROM attempts")
-        self._errors: dict[tuple[str, str, str, str], tuple[int, str]] = {
-            (category, kind, location, stage): (number, message)
-            for number, category, kind, location, stage, message in self._connection.execute(
-                "SELECT id, category, type, location, stage, message FROM errors"
-            )
-        }
+        self._errors: dict[tuple[str, ...], tuple[int, str]] = {}
+        self._shapes: Counter[tuple[str, ...]] = Counter()
+        for number, message, *kind in self._connection.execute(
+            "SELECT id, message, category, type, location, stage FROM errors ORDER BY id"
+        ):
+            self._know(tuple(kind), number, message)
         self._headers: dict[str, int] = {
             line: number
             for number, line in self._connection.execute("SELECT id, line FROM headers")
@@ -171,8 +173,9 @@ class Recorder:
         if len(message) > MESSAGE_LIMIT:
             message = f"{message[:MESSAGE_LIMIT]}… ({len(message):,} characters)"
         kind = tuple(map(printable, (error.category, error.type, error.where, error.stage)))
-        assert len(kind) == 4
-        known = self._errors.get(kind)
+        known = self._errors.get((*kind, shape(kind[2], message)))
+        if known is None and self._shapes[kind] >= SHAPES:
+            known = self._errors.get(kind)
         if known is None:
             number = len(self._errors) + 1
             # The end of a stack trace says most.
@@ -180,8 +183,16 @@ class Recorder:
             self._connection.execute(
                 "INSERT INTO errors VALUES (?, ?, ?, ?, ?, ?, ?)", (number, *kind, message, trace)
             )
-            known = self._errors[kind] = (number, message)
+            known = self._know(kind, number, message)
         return known[0], None if known[1] == message else message
+
+    def _know(self, kind: tuple[str, ...], number: int, message: str) -> tuple[int, str]:
+        """Remember a distinct error by its kind and shape; where shapes are too many, by its kind."""
+        told_apart = self._shapes[kind] < SHAPES
+        self._shapes[kind] += 1
+        key = (*kind, shape(kind[2], message)) if told_apart else kind
+        known = self._errors[key] = (number, message)
+        return known
 
     def _header(self, line: str) -> int:
         number = self._headers.get(line)

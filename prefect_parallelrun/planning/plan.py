@@ -11,10 +11,11 @@ from prefect_parallelrun.datasets import sizes
 from prefect_parallelrun.datasets.dataset import Dataset, FileItem
 from prefect_parallelrun.datasets.partitions import check_keys
 from prefect_parallelrun.datasets.tables import TabularDataset
-from prefect_parallelrun.models import MiniBatch
+from prefect_parallelrun.models import MiniBatch, Reuse
 from prefect_parallelrun.planning.cut import Cut, Piece
 from prefect_parallelrun.planning.file_cuts import cut_files
 from prefect_parallelrun.planning.key_cuts import cut_files_by_key, cut_table_by_key, with_constants
+from prefect_parallelrun.planning.outline import Outline, outline
 from prefect_parallelrun.planning.table_cuts import cut_table
 
 
@@ -26,6 +27,8 @@ class Plan:
         self._count: int | None = None
         self.kind = kind
         """What an item is: a file, a row, or a mini-batch without input."""
+        self.reuse: Reuse | None = None
+        """What would be reused, and why not more; None for the plan of a run, which knows it already."""
 
     def __iter__(self) -> Iterator[MiniBatch]:
         index = 0
@@ -51,6 +54,10 @@ class Plan:
             return self._count
         known = [cut.count for cut in self._cuts if cut.count is not None]
         return sum(known) if len(known) == len(self._cuts) else None
+
+    def outline(self, *, largest: int = 10) -> Outline:
+        """Return counts, a histogram of sizes, and the largest mini-batches; one pass over the plan."""
+        return outline(self, items=self.items, largest=largest)
 
     @property
     def readers(self) -> list[dict[str, Any]]:

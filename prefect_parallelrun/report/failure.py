@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefect_parallelrun.models import ErrorGroup, RunSummary
+from prefect_parallelrun.output.error_shapes import SHAPES, shape
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.summary import errors_line
 
@@ -39,10 +42,15 @@ def first_errors(summary: RunSummary) -> tuple[str, ...]:
 def process_errors(
     failures: Sequence[Mapping[str, Any]], paths: RunPaths
 ) -> tuple[ErrorGroup, ...]:
-    """Group failures of import, `init()` and `shutdown()`, most frequent first; each a `messages.Event`."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Group failures of import, `init()` and `shutdown()`, most frequent first; each a `messages.Event`.
+
+    Of more than `SHAPES` groups the rarest are left out.
+    """
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for event in failures:
-        groups.setdefault((event["error"]["type"], event["error"]["where"]), []).append(event)
+        kind, where = event["error"]["type"], event["error"]["where"]
+        key = kind, where, shape(where, event["error"]["message"])
+        groups.setdefault(key, []).append(event)
     made = (
         ErrorGroup(
             type=kind,
@@ -56,26 +64,45 @@ def process_errors(
             log_file=paths.process_error(events[0]["node"], events[0]["process"]),
             traceback=events[0]["error"]["traceback"],
         )
-        for (kind, where), events in groups.items()
+        for (kind, where, _), events in groups.items()
     )
-    return tuple(sorted(made, key=lambda group: -group.count))
+    return tuple(sorted(made, key=lambda group: -group.count)[:SHAPES])
 
 
 def write_error_summary(paths: RunPaths, summary: RunSummary) -> Path | None:
     """Write `user/error.txt`: each distinct error once (R59); without errors there is no file."""
+    _keep_process_errors(paths, summary)
     path = paths.error_summary
     if not summary.errors:
         path.unlink(missing_ok=True)
         return None
     attempts = sum(error.count for error in summary.errors)
     parts = [f"{errors_line(summary)}\nfailed {attempts:,} times\n"]
-    parts += [_entry(number, error) for number, error in enumerate(summary.errors, 1)]
+    parts += [entry(number, error) for number, error in enumerate(summary.errors, 1)]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
     return path
 
 
-def _entry(number: int, error: ErrorGroup) -> str:
+def kept_process_errors(paths: RunPaths) -> tuple[ErrorGroup, ...]:
+    """Return what `process_errors` found in the last sitting that ended; the journal has the others."""
+    try:
+        kept = json.loads(paths.process_errors.read_text(encoding="utf-8"))
+        return tuple(ErrorGroup(**{**one, "first_items": ()}) for one in kept)
+    except (OSError, ValueError, TypeError):
+        return ()
+
+
+def _keep_process_errors(paths: RunPaths, summary: RunSummary) -> None:
+    groups = [asdict(error) for error in summary.errors if error.first_mini_batch is None]
+    if groups:
+        paths.process_errors.write_text(json.dumps(groups), encoding="utf-8")
+    else:
+        paths.process_errors.unlink(missing_ok=True)
+
+
+def entry(number: int, error: ErrorGroup) -> str:
+    """Return one distinct error as the summary has it: how often, where first, and its stack trace."""
     head = f"--- {number}. {_headline(error)}\n{error.count:,} times; first {_whereabouts(error)}"
     return "\n\n".join([head, *_details(error)]) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -36,11 +37,7 @@ def write_job_result(
         f"rows: {summary.rows:,}",
         f"output: {output or 'none'}",
     ]
-    if summary.errors:
-        lines.append(f"errors of the script, each once: {paths.error_summary}")
-    if paths.failed_items.exists():
-        lines.append(f"failed items: {paths.failed_items}")
-    lines.append(f"log of the run: {paths.driver_log}")
+    lines += [f"{what}: {path}" for what, path in _to_open(paths, summary, started_at)]
     if failure:
         lines += ["", failure]
     paths.job_result.parent.mkdir(parents=True, exist_ok=True)
@@ -48,6 +45,29 @@ def write_job_result(
         "\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace"
     )
     return paths.job_result
+
+
+def _to_open(paths: RunPaths, summary: RunSummary, began: datetime) -> Iterator[tuple[str, Path]]:
+    """Yield the files that tell more, those that say most first."""
+    if summary.errors:
+        yield "errors of the script, each once", paths.error_summary
+    if paths.failed_items.exists():
+        yield "failed items", paths.failed_items
+    own = [each for each in paths.driver_error.parent.glob("*") if _is_of(each, began)]
+    if own:
+        yield "errors of prefect-parallelrun itself", own[0] if len(own) == 1 else own[0].parent
+    if _is_of(paths.report, began):
+        yield "report", paths.report
+    overviews = paths.progress_overviews()
+    if overviews:
+        yield "progress", overviews[-1]
+    yield "log of the run", paths.driver_log
+    yield "what the other files are", paths.readme
+
+
+def _is_of(path: Path, began: datetime) -> bool:
+    """Return whether a file is of the sitting that began then."""
+    return path.exists() and path.stat().st_mtime >= began.timestamp()
 
 
 def _reused(summary: RunSummary) -> list[str]:

@@ -1,6 +1,7 @@
 """What the HTML report shows, as plain numbers: bounded in size, however long the run was.
 
-Every time is in seconds since `ReportData.origin`, the start of the run's first sitting.
+Every time is a place on one axis: seconds since `ReportData.origin`, the start of the run's first sitting,
+less those that `ReportData.gaps` leave out before it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Literal
 from prefect_parallelrun.models import NodeRecord, RunSummary
 
 Kind = Literal["start", "init", "load", "run", "idle", "killed"]
-"""What a worker process was at."""
+"""What a worker process was at; `killed` is a moment, and so ends where it starts. Where blocks are shares,
+what is left of a row was idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ class Series:
     """`node000`, or `node000 process003`."""
     times: Sequence[float]
     cpu_percent: Sequence[float]
-    """Of one core: 200 is two cores busy."""
+    """Of a process in per cent of one core: 200 is two cores busy. Of a node 0 to 100, of all its cores."""
     memory_bytes: Sequence[float]
 
 
@@ -85,6 +87,7 @@ class ReportData:
     origin: float
     """Start of the run, seconds since the epoch (UTC)."""
     duration_s: float
+    """Length of the axis of time: what `gaps` leave out is no part of it."""
     closing_line: str
     output: str
     logs: str
@@ -100,14 +103,15 @@ class ReportData:
     ends: Sequence[tuple[str, int]]
     """How worker processes ended, and how many: `("timeout", 3)`; those that were told to are left out."""
     lanes: Sequence[str]
-    """Rows of the timeline, from the top: `node000 #0`. A replacement takes the row of its predecessor."""
+    """Rows of the timeline, from the top: `node000 #0`. A replacement takes the row of its predecessor. Of
+    very many, a row is a whole node: `node000 (8 processes)`."""
     blocks: Sequence[Block]
     blocks_are_shares: bool
     """Whether blocks stand for many attempts each, as shares of their time."""
     bin_s: float
     """Width of the bins of `succeeded`, `failed` and `items`."""
     succeeded: Sequence[int]
-    """Mini-batches that succeeded, by bin of the time at which they ended."""
+    """Mini-batches that succeeded, by bin of the time at which they ended; of one that was split, each part."""
     failed: Sequence[int]
     """Attempts that failed, likewise."""
     items: Sequence[int]
@@ -124,3 +128,8 @@ class ReportData:
     node_usage: Sequence[Series]
     process_usage: Sequence[Series]
     """Of the processes that used most, at most a few dozen."""
+    gaps: Sequence[tuple[float, float]] = ()
+    """Between sittings, where no node was there for long: the place on the axis, ascending, and how many
+    seconds are left out there. The time of day at a place is `origin`, the place and all gaps up to it."""
+    lanes_left_out: int = 0
+    """Nodes that have no row in the timeline, as there are too many."""

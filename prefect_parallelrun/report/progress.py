@@ -1,20 +1,15 @@
-"""Where a run stands: a record, a line for the log, a bar for a terminal."""
+"""Where a run stands: a record, and the words for it."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from types import TracebackType
+from datetime import timedelta
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+NOTHING_YET = "No task has been processed yet."
+"""In the words of Azure's overview, for which people and scripts search."""
+
+RUNNING = "running"
+"""The stage of a sitting in which mini-batches run; the others are in the words of `Overview.stage`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,56 +37,48 @@ class Standing:
     elapsed_s: float
     """Since the sitting began to schedule."""
     doing: tuple[str, ...] = ()
-    """What each node is at, in words: `node000: 2 processes in init() for 31 s, 1 ready, 1 running`."""
+    """What each node is at, in words: `node000: 2 processes in import or init() for 31 s, 1 ready`."""
+
+    @property
+    def settled(self) -> int:
+        """Mini-batches that need no more work, those of earlier sittings included."""
+        return self.succeeded + self.failed
 
     def __str__(self) -> str:
-        done = self.succeeded + self.failed
-        of_all = "" if self.planned is None else f" of {self.planned:,}"
-        if not done:
-            return f"No mini-batch has been processed yet; {self.running:,}{of_all} in flight"
-        left = ""
-        if self.planned is not None:
-            left = f", about {(self.planned - done) * self.elapsed_s / done:.0f} s left"
-        return (
-            f"Processed {done:,}{of_all} mini-batches in {self.elapsed_s:.0f} s: "
-            f"{self.failed:,} failed, {self.retried:,} retries, {self.items_succeeded:,} items done"
-            f"{left}"
-        )
+        """Return one line; as long as nothing is settled it says what the nodes are doing."""
+        counts = [f"{self.created:,} created", f"{self.running:,} running"]
+        if not self.settled:
+            told = f"{NOTHING_YET} Of {self.of_all} {', '.join(counts)}, {self.retried:,} retried"
+            return ". ".join([told, "; ".join(self.doing)]) if self.doing else told
+        counts += [
+            f"{self.succeeded:,} done",
+            f"{self.failed:,} failed",
+            f"{self.retried:,} retried",
+            f"{self.rows:,} rows written",
+            pace(self.rate, " mini-batches"),
+        ]
+        done = f"Processed {self.settled:,} of {self.of_all} in {clock(self.elapsed_s)}."
+        left = "unknown" if self.left_s is None else clock(self.left_s)
+        return f"{done} {', '.join(counts)}. Estimated remaining time {left}."
+
+    @property
+    def of_all(self) -> str:
+        """How many mini-batches there are in all, in words."""
+        if self.planned is None:
+            return "an unknown number of mini-batches"
+        return f"{self.planned:,} mini-batch" + ("" if self.planned == 1 else "es")
 
 
-class TerminalBar:
-    """A progress bar on standard error where that is a terminal; nothing elsewhere."""
+def clock(seconds: float) -> str:
+    """Return a duration as people read it: `0:00:07`, `5:02:14`, `2 days, 3:00:00`."""
+    return str(timedelta(seconds=max(0, round(seconds))))
 
-    def __init__(self, step: str) -> None:
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[trouble]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self._task = self._bar.add_task(step, total=None, trouble="")
 
-    def __enter__(self) -> TerminalBar:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
-
-    def show(self, standing: Standing) -> None:
-        """Draw where the run stands."""
-        self._bar.update(
-            self._task,
-            total=standing.planned,
-            completed=standing.succeeded + standing.failed,
-            trouble=f"{standing.failed:,} failed, {standing.retried:,} retries",
-        )
+def pace(per_second: float, what: str = "") -> str:
+    """Return a rate in the unit in which it is a number that people can imagine: `0.5/s`, `3.2/h`."""
+    number, unit = per_second, "s"
+    for longer in ("min", "h"):
+        if not number or number >= 0.1:
+            break
+        number, unit = number * 60, longer
+    return f"{number:,.{0 if number >= 100 else 1}f}{what}/{unit}"

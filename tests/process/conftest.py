@@ -104,6 +104,7 @@ class Node:
             "output_format": "text",
             "inputs": [],
             "process": "",
+            "address": "",
         }
 
     def send(self, data: bytes) -> None:

@@ -113,10 +113,10 @@ def test_a_retry_that_fails_again(failed_run, run_root, call):
 
 @pytest.mark.parametrize("command", ["verify", "retry-failed"])
 def test_a_run_that_is_not_there(command, call):
-    """It is a sentence and exit code 1, not a stack trace."""
+    """It is a sentence and exit code 2, not a stack trace."""
     refused = call(command, "nothing")
 
-    assert (refused.code, refused.stdout) == (1, "")
+    assert (refused.code, refused.stdout) == (2, "")
     assert refused.stderr.startswith("'nothing' is no run folder")
 
 
@@ -125,7 +125,7 @@ def test_as_a_module():
     program = [sys.executable, "-m", "prefect_parallelrun", "verify", "nothing"]
     called = subprocess.run(program, capture_output=True, text=True)
 
-    assert called.returncode == 1
+    assert called.returncode == 2
     assert called.stderr.startswith("'nothing' is no run folder")
 
 
@@ -134,12 +134,14 @@ def test_run_ids(run_root):
     for step in ("first-step", "other-step"):
         folder = run_root / step / "twice"
         folder.mkdir(parents=True)
-    (run_root / "first-step" / "once").mkdir()
-    RunPaths(folder).record.write_text("{}")
+        RunPaths(folder).record.write_text("{}")
+    once = run_root / "first-step" / "once"
+    once.mkdir()
+    RunPaths(once).record.write_text("{}")
 
-    assert settings.run_paths("once").root == run_root / "first-step" / "once"
+    assert settings.run_paths("once").root == once
     assert settings.run_paths(str(folder)).root == folder
-    with pytest.raises(OutputError, match="2 steps have one"):
+    with pytest.raises(OutputError, match="'twice' may be any of 2 runs: first-step/twice, other-"):
         settings.run_paths("twice")
 
 

@@ -45,10 +45,10 @@ def test_only_when_every_process_was_stuck_is_there_no_progress():
     """R90: over all nodes; not after three times the limit."""
     made = starts(node000=1, node001=2)
     for node, process in (("node000", "process000"), ("node001", "process000")):
-        made.heard(failed(node, process, "timeout"))
+        made.heard(failed(node, process, "timeout"), 0.0)
     assert made.verdict(60) is None
 
-    made.heard(failed("node001", "process001", "timeout"))
+    made.heard(failed("node001", "process001", "timeout"), 0.0)
     verdict = made.verdict(60)
     assert isinstance(verdict, NoProgress)
     assert "One of them hung at score.py:3 in init" in str(verdict)
@@ -57,23 +57,23 @@ def test_only_when_every_process_was_stuck_is_there_no_progress():
 def test_a_process_that_is_ready_is_progress_whatever_the_others_do():
     """R90: others may hang one after the other beside it; once it has ended, only those since count."""
     made = starts(node000=2)
-    made.heard(event("process_ready", "node000", "process000"))
+    made.heard(event("process_ready", "node000", "process000"), 0.0)
     for number in range(1, 5):
-        made.heard(failed("node000", f"process{number:03d}", "timeout"))
+        made.heard(failed("node000", f"process{number:03d}", "timeout"), 0.0)
     assert made.verdict(1e6) is None
 
-    made.heard(event("process_ended", "node000", "process000"))
+    made.heard(event("process_ended", "node000", "process000"), 0.0)
     assert isinstance(made.verdict(1e6), NoProgress)
-    made.heard(event("process_ready", "node000", "process009"))
-    made.heard(event("process_ended", "node000", "process009"))
+    made.heard(event("process_ready", "node000", "process009"), 0.0)
+    made.heard(event("process_ended", "node000", "process009"), 0.0)
     assert made.verdict(1e6) is None
 
 
 def test_a_node_that_left_takes_its_ready_processes_along():
     """R90: what was ready on a node that is lost is ready no more."""
     made = starts(node000=1, node001=1)
-    made.heard(event("process_ready", "node000", "process000"))
-    made.heard(failed("node001", "process000", "timeout"))
+    made.heard(event("process_ready", "node000", "process000"), 0.0)
+    made.heard(failed("node001", "process000", "timeout"), 0.0)
     assert made.verdict(60) is None
     made.node_left("node000")
     assert isinstance(made.verdict(60), NoProgress)
@@ -87,16 +87,16 @@ def test_an_old_run_without_any_successful_start_fails(failures, age_s, ends):
     """R89: twice as many failures as processes are wanted, and older than two minutes."""
     made = starts(node000=2)
     for number in range(failures):
-        made.heard(failed("node000", f"process{number:03d}"))
+        made.heard(failed("node000", f"process{number:03d}"), 0.0)
     assert isinstance(made.verdict(age_s), InitFailed) is ends
 
 
 def test_starts_are_to_blame_for_no_node_only_where_one_gave_up():
     """R89: failed starts that were followed by others explain nothing."""
     made = starts(node000=1)
-    made.heard(failed("node000", "process000"))
+    made.heard(failed("node000", "process000"), 0.0)
     assert made.given_up() is None
-    made.heard(event("gave_up", "node000", ""))
+    made.heard(event("gave_up", "node000", ""), 0.0)
     assert "init() failed, 1 times" in str(made.given_up())
 
 

@@ -17,6 +17,9 @@ from prefect_parallelrun_runtime import (
     outbox,
     page,
     path_values,
+    process_log,
+    profiling,
+    result_header,
     returned,
     script,
 )
@@ -45,12 +48,17 @@ class Attempts:
         incoming: inbox.Inbox,
         outgoing: outbox.Outbox,
         status: page.StatusPage,
+        log: process_log.ProcessLog,
+        profiler: profiling.Profiler,
     ) -> None:
         self._entry = entry
+        self._run = profiler.profiled(entry.run)
         self._settings = settings
         self._inbox = incoming
         self._outbox = outgoing
         self._page = status
+        self._log = log
+        self._profiler = profiler
         self._pid = os.getpid()
         self._ahead: tuple[tuple[int, int], ahead.Ahead] | None = None
         self._error_file = failures.process_file(settings, "error")
@@ -67,34 +75,45 @@ class Attempts:
                 self._outbox.send(self._bundle_end(work, 0))
             if self._ahead is not None and self._ahead[0][0] == work.tag:
                 self._ahead = None  # of the rest of a bundle that ended early
+            self._profiler.save_now_and_then()
 
     def _run_one(self, work: inbox.Work, position: int, task: Task, bundle_began: float) -> bool:
         """Run one mini-batch and send its result; return whether the bundle ended with it."""
+        started_at = time.time()
         header: Result = {
             "position": position,
             "process": self._settings["process"],
             "outcome": "succeeded",
             "items": -1,
             "rows": 0,
-            "started_at": time.time(),
+            "started_at": started_at,
+            "load_s": 0.0,
+            "run_s": 0.0,
         }
-        picked_up, cpu = time.monotonic(), time.process_time()
+        picked_up = self._page.set(page.LOADING, work.tag, position)
+        cpu = time.process_time()
+        # Before anything of it is done: whatever it does to the process, this line is there.
+        self._log.picked_up(task, started_at)
         data, end = b"", None
         try:
-            loaded = self._load(work, position, task)
+            loaded = self._load(work, position, task, header)
             header["items"] = loaded.items
             if loaded.items:  # a byte range in which no row begins has nothing to run
-                data = self._call(work, position, task, loaded, header)
+                data = self._call(work, position, task, loaded, header, picked_up)
         except Failed as failed:
             header["outcome"], header["error"] = "failed", failed.error
             end = failed.ends_process
             self._write_down(task, failed.error)
-        now = self._page.set(page.SENDING, work.tag, position, header["items"])
-        header["elapsed_s"] = round(now - picked_up, 6)
-        header["cpu_s"] = round(time.process_time() - cpu, 6)
-        before = channel.pack_before(channel.RESULT, work.tag, header, len(data))
+        now = self._page.set(page.SENDING, work.tag, position, header["items"], picked_up)
+        header["elapsed_s"] = now - picked_up
+        header["cpu_s"] = time.process_time() - cpu
+        self._log.ended(task, header)
+        before = channel.pack_before(
+            channel.RESULT, work.tag, result_header.encode(header), len(data)
+        )
         finished = position + 1
         if end is not None:
+            self._log.flush()
             self._outbox.send(before)
             # Before the bundle's end is sent: so the supervisor, which looks then, gives it no other.
             self._page.set(page.LEAVING)
@@ -102,23 +121,33 @@ class Attempts:
             raise end
         is_last = finished == len(work.tasks)
         if is_last or "error" in header or now - bundle_began > self._settings["bundle_limit_s"]:
+            self._log.flush()
             self._outbox.send(before, data, self._bundle_end(work, finished))
             return True
         self._outbox.send(before, data)
         return False
 
-    def _load(self, work: inbox.Work, position: int, task: Task) -> load.Loaded:
-        self._page.set(page.LOADING, work.tag, position)
-        began, self._ahead = self._ahead, None
+    def _load(self, work: inbox.Work, position: int, task: Task, header: Result) -> load.Loaded:
+        """Return the data, loaded ahead or now; how long that was waited for goes into the header."""
+        begun, self._ahead = self._ahead, None
+        began = time.monotonic()
         try:
-            if began is not None and began[0] == (work.tag, position):
-                return began[1].take()
+            if begun is not None and begun[0] == (work.tag, position):
+                return begun[1].take()
             return load.load(task[3], self._reader(task))
         except BaseException as error:
             raise Failed(self._describe(error, "load", "load"), _ending(error)) from None
+        finally:
+            header["load_s"] = time.monotonic() - began
 
     def _call(
-        self, work: inbox.Work, position: int, task: Task, loaded: load.Loaded, header: Result
+        self,
+        work: inbox.Work,
+        position: int,
+        task: Task,
+        loaded: load.Loaded,
+        header: Result,
+        picked_up: float,
     ) -> bytes:
         """Call `run()`; return the rows, encoded."""
         arguments = [loaded.data]
@@ -128,18 +157,18 @@ class Attempts:
         if isinstance(loaded.data, load.FileList):
             loaded.data.task_id = task[0]
         self._load_ahead(work, position)
-        began = self._page.set(page.RUNNING, work.tag, position, loaded.items)
+        began = self._page.set(page.RUNNING, work.tag, position, loaded.items, picked_up)
         try:
-            result = self._entry.run(*arguments)
+            result = self._run(*arguments)
         except BaseException as error:
             leave_if_forked(self._pid, error)
             ending = _ending(error)
             category = "exception" if ending is None else "exit"
             raise Failed(self._describe(error, "run", category), ending) from None
         finally:
-            header["run_s"] = round(time.monotonic() - began, 6)
+            header["run_s"] = time.monotonic() - began
         leave_if_forked(self._pid)
-        self._page.set(page.ENCODING, work.tag, position, loaded.items)
+        self._page.set(page.ENCODING, work.tag, position, loaded.items, picked_up)
         return self._encode(result, header)
 
     def _encode(self, result: Any, header: Result) -> bytes:
@@ -163,6 +192,8 @@ class Attempts:
 
     def _load_ahead(self, work: inbox.Work, position: int) -> None:
         """Begin to load the mini-batch after this one, if there is data to read."""
+        if self._settings["profiling_module"]:
+            return  # from Python 3.12 on, cProfile would take what this thread does for the script's
         following: inbox.Work | None = work
         position += 1
         if position == len(work.tasks):

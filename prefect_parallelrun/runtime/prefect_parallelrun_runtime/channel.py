@@ -50,12 +50,12 @@ class Frame(NamedTuple):
 
 def pack(kind: int, tag: int = 0, header: Any = None, payload: bytes = b"") -> bytes:
     """Return the bytes of one frame; `header` is anything that JSON can say."""
-    return pack_before(kind, tag, header, len(payload)) + payload
-
-
-def pack_before(kind: int, tag: int, header: Any, length: int) -> bytes:
-    """Return what goes before a payload of that many bytes, which may be too large to copy."""
     head = b"" if header is None else json.dumps(header, separators=(",", ":")).encode()
+    return pack_before(kind, tag, head, len(payload)) + payload
+
+
+def pack_before(kind: int, tag: int, head: bytes, length: int) -> bytes:
+    """Return what goes before a payload of that many bytes, which may be too large to copy."""
     return PREFIX.pack(kind, tag, len(head), length) + head
 
 

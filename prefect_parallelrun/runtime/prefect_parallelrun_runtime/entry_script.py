@@ -98,3 +98,13 @@ def configure(settings: Settings) -> None:
     script._output_dir = settings["output_folder"]
     script._agent_name = settings["process"]
     script._level = settings["logging_level"]
+
+
+def configure_here(*, log_dir: str, output_dir: str, level: str) -> None:
+    """Make the one `EntryScript` that of a script in a process of the user's own; its logger writes to stderr."""
+    script = EntryScript()
+    if script._logger is not None:
+        script._logger.handlers.clear()  # of an earlier script, and perhaps of another stderr
+    script._logger = script._log_file = None
+    script._log_dir, script._output_dir = log_dir, output_dir
+    script._agent_name, script._level = "process000", level

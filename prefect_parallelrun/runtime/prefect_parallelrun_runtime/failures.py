@@ -98,6 +98,18 @@ def end_of(path: str, limit: int) -> str:
         return ""
 
 
+def append_own(settings: Settings, who: str, trouble: str = "") -> None:
+    """Append trouble of this product's own code to its log (rule R80).
+
+    Args:
+        who: What had it, such as `supervisor`.
+        trouble: In words; left out: the exception that is being handled.
+    """
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    text = trouble or traceback.format_exc()
+    append(settings["files"]["system_error"], f"{stamp}Z | {who}\n{text.rstrip()}\n\n")
+
+
 def append_to_log(path: str, heading: str, error: Error, items: list[str]) -> None:
     """Append one failure, with its stack trace, to a process's error log (rule R60)."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())

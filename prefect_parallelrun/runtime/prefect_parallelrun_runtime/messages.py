@@ -86,6 +86,8 @@ class Settings(TypedDict):
     """How to read each input; see `load`. Empty for files."""
     process: str
     """In the copy for a worker process: its name. For the supervisor: empty."""
+    address: str
+    """In the copy for a worker process: the IP address of its host. For the supervisor: empty."""
 
 
 Task = list[Any]
@@ -128,6 +130,7 @@ class Result(TypedDict, total=False):
     elapsed_s: float
     cpu_s: float
     load_s: float
+    """How long its data were waited for: near 0 where they had been loaded ahead."""
     run_s: float
     error: Error
     columns: str

@@ -16,6 +16,7 @@ from prefect_parallelrun_runtime import (
     failures,
     link,
     page,
+    process_log,
     processes,
     reaper,
     reports,
@@ -100,10 +101,6 @@ class Node:
         self._set_pause()
         relayed, self._relayed = self._relayed, 0
         return relayed
-
-    def write_system_error(self, text: str) -> None:
-        """Write down an exception of our own code."""
-        failures.append(self._settings["files"]["system_error"], text)
 
     # Bundles.
 
@@ -221,7 +218,7 @@ class Node:
 
     def _could_not_start(self, failure: processes.StartError) -> None:
         error = failures.describe(failure, self._settings, stage="import")
-        self.write_system_error(error["traceback"])
+        failures.append_own(self._settings, "supervisor", error["traceback"])
         node = self._settings["node"]
         self._agent.send(reports.event("start_failed", node, process=failure.process, error=error))
         self._give_up_if_lost()
@@ -235,7 +232,7 @@ class Node:
         """Say once that log files cannot be written: it is likely to be so for all processes."""
         if not self._logs_are_lost:
             self._logs_are_lost = True
-            self.write_system_error(f"{process.log_trouble}\n")
+            failures.append_own(self._settings, "supervisor", process.log_trouble)
             self._say("logs_lost", process, reason=process.log_trouble)
 
     def _check(self, process: processes.WorkerProcess, now: float) -> float:
@@ -293,33 +290,37 @@ class Node:
         self._crew.remove(process)
         reaper.kill_remains(process.pid, process.marker, self._crew.pids())
         reason, error = deaths.cause(process, death, self._deadlines, self._settings)
-        blamed = self._settle(process, error)
+        blamed = self._settle(process, reason, error)
         if error is not None and not blamed:
             self._judge(process, error)
+        told = process.start_failure or error
+        why = process_log.because(told) if told is not None else ""
+        process.log(process.lines.now(f"ended | {reason}{why}"))
         self._say("process_ended", process, reason=reason)
         process.close()
         self._start_missing()
         self._give_up_if_lost()
 
-    def _settle(self, process: processes.WorkerProcess, error: Error | None) -> bool:
+    def _settle(self, process: processes.WorkerProcess, reason: str, error: Error | None) -> bool:
         """End the bundle of a dead process; charge its death to the mini-batch that was running, if any."""
         bundle = self._bundles.leave(process.name)
         if bundle is None:
             return False
         status = process.page.read() if process.doom is None else process.doom.status
-        blamed = (
-            error is not None
-            and status.phase in page.BUSY
-            and (status.bundle, status.position) == (bundle.tag, bundle.results)
+        at_work = status.phase in page.BUSY and (status.bundle, status.position) == (
+            bundle.tag,
+            bundle.results,
         )
-        if blamed and error is not None:
+        blamed = at_work and error is not None
+        if at_work:
             task = reports.task(bundle, status.position)
-            heading = failures.heading(task, error["stage"])
-            self._log(process, heading, error, failures.first_items(task[3]))
-            outcome = "timed_out" if error["category"] == "timeout" else "process_died"
-            frame = reports.failed_attempt(bundle, status, process.name, outcome, error)
-            self._agent.send(frame)
-            self._has_worked(process)
+            result = reports.lost_attempt(status, process.name, reason, error)
+            process.log(process.lines.ended(task, result))
+            if error is not None:
+                heading = failures.heading(task, error["stage"])
+                self._log(process, heading, error, failures.first_items(task[3]))
+                self._agent.send(channel.pack(channel.RESULT, bundle.tag, result))
+                self._has_worked(process)
         self._agent.send(reports.bundle_end(bundle, bundle.results + blamed, process.name))
         return blamed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -42,7 +43,8 @@ class Outbox:
     def say(self, name: str, settings: Settings, **more: Any) -> None:
         """Send an event of this process."""
         event = {"name": name, "node": settings["node"], "process": settings["process"]}
-        self.send(channel.pack(channel.EVENT, 0, {**event, "pid": os.getpid(), **more}))
+        now = {"pid": os.getpid(), "at": time.time()}
+        self.send(channel.pack(channel.EVENT, 0, {**event, **now, **more}))
 
     def _write(self, pieces: Sequence[bytes | memoryview]) -> int:
         try:

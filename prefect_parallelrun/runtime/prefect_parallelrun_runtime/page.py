@@ -45,7 +45,7 @@ interpreters may be built on C libraries that disagree about SIGRTMIN."""
 
 # Written again and again by one process and read by another: in native order and alignment no
 # field is ever half written, and equal counters at both ends show that the fields belong together.
-_LAYOUT = struct.Struct("@QqdIIIIQ")
+_LAYOUT = struct.Struct("@QqddIIIIQ")
 _STACKS_AT = mmap.PAGESIZE
 
 
@@ -61,6 +61,8 @@ class Status(NamedTuple):
     """Items of the mini-batch; -1 as long as they are not known."""
     since: float
     """Monotonic seconds at which the phase began."""
+    picked_up: float
+    """Monotonic seconds at which the mini-batch was picked up; 0: with this phase."""
 
 
 class StatusPage:
@@ -71,29 +73,40 @@ class StatusPage:
         self._memory = mmap.mmap(fd, mmap.PAGESIZE)
         self._count = 0
 
-    def set(self, phase: int, bundle: int = 0, position: int = 0, items: int = -1) -> float:
+    def set(
+        self,
+        phase: int,
+        bundle: int = 0,
+        position: int = 0,
+        items: int = -1,
+        picked_up: float = 0.0,
+    ) -> float:
         """Write what begins now; returns the time it noted (monotonic seconds)."""
         self._count = count = self._count + 1
         now = time.monotonic()
-        _LAYOUT.pack_into(self._memory, 0, count, items, now, bundle, position, phase, 0, count)
+        _LAYOUT.pack_into(
+            self._memory, 0, count, items, now, picked_up, bundle, position, phase, 0, count
+        )
         return now
 
     def change(self, phase: int) -> None:
         """Write another phase of the same mini-batch."""
         status = self.read()
-        self.set(phase, status.bundle, status.position, status.items)
+        self.set(phase, status.bundle, status.position, status.items, status.picked_up)
 
     def read(self) -> Status:
         """Return what the process does, or did when it died."""
         raw = self._memory[: _LAYOUT.size]
         for _ in range(1000):
-            count, items, since, bundle, position, phase, _spare, again = _LAYOUT.unpack(raw)
+            count, items, since, picked_up, bundle, position, phase, _spare, again = _LAYOUT.unpack(
+                raw
+            )
             newer = self._memory[: _LAYOUT.size]
             if count == again and raw == newer:
                 break
             raw = newer
         # A process killed within a write leaves the counters apart for ever: take what is there.
-        return Status(phase, bundle, position, items, since)
+        return Status(phase, bundle, position, items, since, picked_up)
 
     def stacks_file(self) -> int:
         """Return the descriptor to write stacks to; they land behind the page."""

@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import NamedTuple, NoReturn
 
-from prefect_parallelrun_runtime import channel, link, page, reaper
+from prefect_parallelrun_runtime import channel, failures, link, page, process_log, reaper
 from prefect_parallelrun_runtime.messages import Error, Settings
 
 _STACKS_POLL_S = 0.02
@@ -48,6 +48,8 @@ class Grounds(NamedTuple):
     """In the source snapshot: name, and size in bytes."""
     descriptors: tuple[int, int]
     """How many a process may have open: the limit that was there before the supervisor raised its own."""
+    address: str
+    """IP address of this host."""
 
 
 def prepare(settings: Settings) -> Grounds:
@@ -65,7 +67,16 @@ def prepare(settings: Settings) -> Grounds:
     needed = _DESCRIPTORS * (settings["process_count"] + 2)
     if soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
-    return Grounds(settings, folders, files, (soft, hard))
+    return Grounds(settings, folders, files, (soft, hard), _address())
+
+
+def _address() -> str:
+    """Return the IP address from which this host reaches others; nothing is sent to find it."""
+    for family, far in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((far, 9))
+            return str(probe.getsockname()[0])
+    return "127.0.0.1"
 
 
 class Doom:
@@ -117,10 +128,16 @@ class WorkerProcess:
         except OSError as error:
             raise StartError(name, error) from error
         self.started_at = self.moved_at = time.monotonic()
+        self.lines = process_log.Lines(grounds.address, self.pid)
+        self.log(self.lines.now("started"))
 
     def file(self, kind: str) -> str:
         """Return the path of one of its log files, `kind` being a key of `messages.Files`."""
         return self._settings["files"][kind].replace("{process}", self.name)  # type: ignore[literal-required,no-any-return]
+
+    def log(self, line: str) -> None:
+        """Append to its log what it does not write of itself (R61)."""
+        failures.append(self.file("process_log"), line)
 
     def _start(self, grounds: Grounds) -> None:
         folder = os.path.join(self._settings["work_folder"], self.name)
@@ -150,7 +167,11 @@ class WorkerProcess:
             self.pidfd = os.pidfd_open(self.pid)
             failing.pop_all()
         self.link = link.Link(ours)
-        settings: Settings = {**self._settings, "process": self.name}
+        settings: Settings = {
+            **self._settings,
+            "process": self.name,
+            "address": grounds.address,
+        }
         self.link.send(channel.pack(channel.SETTINGS, header=settings))
         self.link.flush()
 

@@ -12,7 +12,8 @@ from prefect_parallelrun_runtime.messages import BundleEnd, Error, Result
 
 def event(name: str, node: str, **more: Any) -> bytes:
     """Return the frame of a `messages.Event`."""
-    return channel.pack(channel.EVENT, more.get("bundle", 0), {"name": name, "node": node, **more})
+    header = {"name": name, "node": node, "at": time.time(), **more}
+    return channel.pack(channel.EVENT, more.get("bundle", 0), header)
 
 
 def is_event(frame: bytes) -> bool:
@@ -31,12 +32,21 @@ def bundle_end(bundle: bundles.Bundle, finished: int, process: str) -> bytes:
     return channel.pack(channel.BUNDLE_END, bundle.tag, header)
 
 
-def failed_attempt(
-    bundle: bundles.Bundle, status: page.Status, process: str, outcome: str, error: Error
-) -> bytes:
-    """Return the result of the mini-batch that was running when its process was lost."""
-    elapsed = time.monotonic() - status.since
-    header: Result = {
+def lost_attempt(status: page.Status, process: str, reason: str, error: Error | None) -> Result:
+    """Return the result of the mini-batch that was running when its process was lost.
+
+    Args:
+        reason: Why the process ended; where there is no error, that is the outcome, and a word for the
+            process's log alone.
+    """
+    now = time.monotonic()
+    began = status.picked_up or status.since
+    elapsed = round(now - began, 6)
+    if error is None:
+        outcome = reason
+    else:
+        outcome = "timed_out" if error["category"] == "timeout" else "process_died"
+    result: Result = {
         "position": status.position,
         "process": process,
         "outcome": outcome,
@@ -44,11 +54,15 @@ def failed_attempt(
         "rows": 0,
         "started_at": time.time() - elapsed,
         "elapsed_s": elapsed,
-        "error": error,
     }
-    if status.phase == page.RUNNING:
-        header["run_s"] = elapsed
-    return channel.pack(channel.RESULT, bundle.tag, header)
+    if status.phase == page.LOADING:
+        result["load_s"] = elapsed
+    elif status.phase == page.RUNNING:
+        result["load_s"] = round(status.since - began, 6)
+        result["run_s"] = round(now - status.since, 6)
+    if error is not None:
+        result["error"] = error
+    return result
 
 
 def task(bundle: bundles.Bundle, position: int) -> list[Any]:

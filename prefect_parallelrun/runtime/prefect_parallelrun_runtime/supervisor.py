@@ -17,7 +17,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from prefect_parallelrun_runtime import channel, link, node, reaper
+from prefect_parallelrun_runtime import channel, failures, link, node, reaper
 from prefect_parallelrun_runtime.messages import PROTOCOL, Settings
 
 _LONGEST_WAIT_S = 1.0
@@ -53,7 +53,7 @@ def main(fd: int) -> NoReturn:
     try:
         supervisor.serve()
     except Exception:
-        supervisor.report_own_failure(traceback.format_exc())
+        supervisor.report_own_failure()
         code = 1
     except SystemExit as stop:
         code = int(stop.code or 0)
@@ -77,7 +77,7 @@ class Supervisor:
         self._poll.register(agent.fileno(), select.EPOLLIN)
         self._sending = False
         self._node: node.Node | None = None
-        self._work_folder = ""
+        self._settings: Settings | None = None
 
     def serve(self) -> None:
         """Work until a stop is complete or the agent is gone."""
@@ -120,7 +120,7 @@ class Supervisor:
                 self._node.stop()
 
     def _begin(self, settings: Settings) -> None:
-        self._work_folder = settings["work_folder"]
+        self._settings = settings
         if settings["protocol"] != PROTOCOL:
             raise ValueError(
                 f"the agent speaks protocol {settings['protocol']}, this is {PROTOCOL}"
@@ -145,15 +145,15 @@ class Supervisor:
 
     def remove_work_folder(self) -> None:
         """Remove what the run has put on this node; the agent may be gone, and cannot do it."""
-        if self._work_folder:
+        if self._settings is not None:
             import shutil  # slow to import, and not needed before
 
-            shutil.rmtree(self._work_folder, ignore_errors=True)
+            shutil.rmtree(self._settings["work_folder"], ignore_errors=True)
 
-    def report_own_failure(self, text: str) -> None:
-        """Write down an exception of this program's own code (rule R80)."""
-        if self._node is None:
-            with contextlib.suppress(OSError):
-                os.write(2, text.encode())
+    def report_own_failure(self) -> None:
+        """Write down the exception of this program's own code that is being handled (rule R80)."""
+        if self._settings is not None:
+            failures.append_own(self._settings, "supervisor")
             return
-        self._node.write_system_error(text)
+        with contextlib.suppress(OSError):
+            os.write(2, traceback.format_exc().encode())

@@ -10,6 +10,7 @@ import faulthandler
 import logging
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, NoReturn
 
 from prefect_parallelrun_runtime import (
@@ -19,6 +20,8 @@ from prefect_parallelrun_runtime import (
     inbox,
     outbox,
     page,
+    process_log,
+    profiling,
     script,
     streams,
 )
@@ -29,7 +32,6 @@ if TYPE_CHECKING:
 
 def main(channel_fd: int, page_fd: int, claims_fd: int) -> NoReturn:
     """Serve one supervisor; the descriptors are inherited from it."""
-    pid = os.getpid()
     for fd in (channel_fd, page_fd, claims_fd):
         os.set_inheritable(fd, False)
     status = page.StatusPage(page_fd)
@@ -37,10 +39,17 @@ def main(channel_fd: int, page_fd: int, claims_fd: int) -> NoReturn:
     incoming, outgoing = inbox.Inbox(channel_fd, claims_fd), outbox.Outbox(channel_fd, status)
     settings = incoming.settings()
     _set_up(settings)
-    loaded = _start(settings, outgoing, status, pid)
-    attempts.Attempts(loaded, settings, incoming, outgoing, status).serve()
-    status.set(page.ENDING)
-    _shut_down(loaded, settings, outgoing, pid)
+    log, profiler = process_log.ProcessLog(settings), profiling.start(settings)
+    try:
+        loaded = _start(settings, outgoing, status, log, profiler)
+        attempts.Attempts(loaded, settings, incoming, outgoing, status, log, profiler).serve()
+        status.set(page.ENDING)
+        _shut_down(loaded, settings, outgoing, profiler)
+    except Exception:
+        failures.append_own(settings, settings["process"])
+        raise
+    finally:
+        profiler.save()
     status.set(page.LEAVING)
     sys.exit(0)
 
@@ -56,37 +65,51 @@ def _set_up(settings: Settings) -> None:
 
 
 def _start(
-    settings: Settings, outgoing: outbox.Outbox, status: page.StatusPage, pid: int
+    settings: Settings,
+    outgoing: outbox.Outbox,
+    status: page.StatusPage,
+    log: process_log.ProcessLog,
+    profiler: profiling.Profiler,
 ) -> script.Script:
     """Import the script and call its `init()`; where one fails, say so and end."""
     path = os.path.join(settings["source_folder"], settings["entry_script"])
+    pid, seconds = os.getpid(), 0.0
     status.set(page.STARTING)
     stage = "import"
     try:
-        loaded = script.load_script(path, settings["source_folder"], settings["arguments"])
+        loaded: script.Script = profiler.call(
+            script.load_script, path, settings["source_folder"], settings["arguments"]
+        )
         attempts.leave_if_forked(pid)
         if loaded.init is not None:
             stage = "init"
-            status.set(page.INIT)
-            loaded.init()
+            began = status.set(page.INIT)
+            profiler.call(loaded.init)
             attempts.leave_if_forked(pid)
+            seconds = round(time.monotonic() - began, 6)
     except BaseException as error:
         attempts.leave_if_forked(pid, error)
         status.set(page.LEAVING)
         _tell_failure("start_failed", stage, error, settings, outgoing)
         sys.exit(1)
+    profiler.save_now_and_then()
     status.set(page.IDLE)
-    outgoing.say("process_ready", settings)
+    log.say(f"ready | init_s={seconds}")
+    outgoing.say("process_ready", settings, seconds=seconds)
     return loaded
 
 
 def _shut_down(
-    loaded: script.Script, settings: Settings, outgoing: outbox.Outbox, pid: int
+    loaded: script.Script,
+    settings: Settings,
+    outgoing: outbox.Outbox,
+    profiler: profiling.Profiler,
 ) -> None:
     if loaded.shutdown is None:
         return
+    pid = os.getpid()
     try:
-        loaded.shutdown()
+        profiler.call(loaded.shutdown)
         attempts.leave_if_forked(pid)
     except BaseException as error:
         attempts.leave_if_forked(pid, error)

@@ -1,0 +1,1 @@
+"""Parallel jobs in the YAML of Azure's second SDK (R109)."""

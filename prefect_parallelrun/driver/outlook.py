@@ -1,0 +1,112 @@
+"""Where a schedule stands: how much, how fast, for how long yet, and what each node is at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+from prefect_parallelrun.driver.pace import Pace
+from prefect_parallelrun.driver.starts import Starts
+from prefect_parallelrun.driver.tracker import Tracker
+from prefect_parallelrun.driver.waits import Waits, shown
+from prefect_parallelrun.report.progress import Standing
+
+WAITING = "waiting for a Dask worker: none is there that can be a node of this run"
+
+
+class Outlook:
+    """Puts together what tracker, starts and waits know; every time is of a monotonic clock, in seconds.
+
+    Args:
+        tracker: of the schedule, as the next two.
+        starts: of worker processes.
+        waits: on nodes and bundles.
+        began: when the sitting began to schedule.
+    """
+
+    def __init__(self, tracker: Tracker, starts: Starts, waits: Waits, *, began: float) -> None:
+        self._tracker = tracker
+        self._starts = starts
+        self._waits = waits
+        self._began = began
+        self._pace = Pace()
+        self._settled_before = self._settled
+        self._fetching: dict[str, str] = {}
+        """By node that has not joined yet: how it gets on with its side inputs."""
+        self.rows = 0
+        """Rows returned in this sitting by mini-batches that succeeded."""
+
+    def bundle_started(self, now: float) -> bool:
+        """Note that a mini-batch runs; return whether it is the first of the sitting."""
+        return self._pace.begin(now, self._settled_before)
+
+    def node_fetches(self, node: str, told: str) -> None:
+        """Note how a node that has not joined yet gets on with its side inputs."""
+        self._fetching[node] = told
+
+    def node_known(self, node: str) -> None:
+        """Note that a node has joined, or never will."""
+        self._fetching.pop(node, None)
+
+    def standing(self, now: float, *, planned: int | None, joining: Sequence[str]) -> Standing:
+        """Return where the run stands.
+
+        Args:
+            now: the time.
+            planned: mini-batches in all, where that is known.
+            joining: nodes that are being started.
+        """
+        tracker, settled = self._tracker, self._settled
+        self._pace.note(now, settled, processes=self._starts.processes)
+        rate = self._pace.rate(now, settled)
+        left_s = None
+        if planned is not None and (rate or settled == planned):
+            left_s = (planned - settled) / rate if rate else 0.0
+        return Standing(
+            planned=planned,
+            created=tracker.planned,
+            succeeded=tracker.mini_batches_succeeded,
+            failed=tracker.mini_batches_failed,
+            retried=tracker.retries,
+            running=tracker.running,
+            items_succeeded=tracker.items_succeeded,
+            items_failed=tracker.items_failed,
+            rows=self.rows,
+            rate=rate,
+            left_s=left_s,
+            elapsed_s=now - self._began,
+            doing=self._doing(now, joining),
+        )
+
+    @property
+    def _settled(self) -> int:
+        return self._tracker.mini_batches_succeeded + self._tracker.mini_batches_failed
+
+    def _doing(self, now: float, joining: Sequence[str]) -> tuple[str, ...]:
+        """Return what each node is at, in words; for many nodes only the first of them."""
+        nodes = sorted(self._starts.nodes)
+        if not nodes and not joining:
+            return (WAITING,)
+        said = shown(nodes, lambda node: self._describe(node, now))
+        said += shown(
+            list(joining), lambda node: f"{node}: {self._fetching.get(node, 'is being started')}"
+        )
+        return tuple(said)
+
+    def _describe(self, node: str, now: float) -> str:
+        starting, ready, since = self._starts.at(node)
+        running, oldest = self._waits.at(node, now)
+        parts = []
+        if starting:
+            clock = datetime.now(UTC) - timedelta(seconds=now - since)
+            many = "1 process" if starting == 1 else f"{starting} processes"
+            parts.append(
+                f"{many} in import or init() for {now - since:.0f} s (since {clock:%H:%M:%S} UTC)"
+            )
+        # A process may have taken up its next bundle a moment before the end of the last one is heard.
+        running = min(running, ready)
+        if ready - running or not (starting or running):
+            parts.append(f"{ready - running} ready")
+        if running:
+            parts.append(f"{running} running {oldest}")
+        return f"{node}: {', '.join(parts)}"

@@ -1,0 +1,186 @@
+"""Which run folders are removed, and what never is."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.housekeeping import Rules, judge, remove
+from prefect_parallelrun.models import AttemptRecord, Outcome
+from prefect_parallelrun.output.lock import RunLock
+from prefect_parallelrun.output.recorder import Entry, Recorder
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.run_record import CANCELLED, FAILED, RUNNING, RunRecord
+
+ALL = Rules(keep=0)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make(root):
+    """Return a function that makes a run folder: `make("02", "Failed", done=True)`."""
+
+    def one(day, state="Completed", *, fingerprint="", done=False, step="score-files"):
+        run_id = f"202601{day}T000000000-aaaaaaaa-0000"
+        paths = RunPaths(root / step / run_id)
+        paths.logs.mkdir(parents=True)
+        paths.driver_log.write_text("x" * 10_000)
+        RunRecord(
+            step=step,
+            run_id=run_id,
+            fingerprint=fingerprint or day,
+            started_at=datetime.now(UTC),
+            state=state,
+            output="out",
+        ).write(paths)
+        if done:
+            recorder = Recorder(paths.journal)
+            recorder.record([Entry(_attempt(), None, None, None)])
+            recorder.close()
+        return paths
+
+    return one
+
+
+def _attempt() -> AttemptRecord:
+    return AttemptRecord(
+        mini_batch=0,
+        attempt=1,
+        final=True,
+        outcome=Outcome.SUCCEEDED,
+        node="node000",
+        process="process000",
+        items_total=1,
+        items_succeeded=1,
+        items_failed=0,
+    )
+
+
+def days(verdicts) -> list[str]:
+    """Return the days of those that go, in order."""
+    return [one.run_id[6:8] for one in verdicts if one.kept is None]
+
+
+def test_the_newest_completed_stays(make):
+    """Whatever came after it: it is what the next run is compared with, and reused from."""
+    for day in ("01", "02"):
+        make(day)
+    make("03", FAILED)
+
+    assert days(judge(ALL)) == ["03", "01"]
+    assert days(judge(Rules(keep=0, everything=True))) == ["03", "02", "01"]
+
+
+@pytest.mark.parametrize("state", [FAILED, CANCELLED, RUNNING, "Completed with 2 failed items"])
+def test_what_can_be_resumed_stays(make, state):
+    """Only the newest of a fingerprint can be, and only if something in it is done."""
+    make("01", state, fingerprint="f", done=True)
+    make("02", state, fingerprint="f", done=True)
+    make("03", state, fingerprint="g")
+    make("04")
+
+    assert days(judge(ALL)) == ["03", "01"]
+    assert days(judge(Rules(keep=0, everything=True))) == ["04", "03", "02", "01"]
+
+
+def test_what_a_driver_works_on_stays(make):
+    """It is never removed, whatever was asked for, nor one that a driver takes in the meantime."""
+    first, other = make("01", RUNNING), make("02", RUNNING)
+    everything = Rules(keep=0, everything=True)
+    with RunLock(first):
+        verdicts = list(judge(everything))
+        assert days(verdicts) == ["02"]
+        assert verdicts[1].kept == "a driver works on it"
+        with RunLock(other), pytest.raises(OutputError, match="being worked on"):
+            remove(verdicts[0])
+    assert other.record.exists()
+    assert days(judge(everything)) == ["02", "01"]
+
+
+def test_the_newest_ones_and_young_ones_stay(make):
+    """`--keep` counts runs of each step; `--older-than` counts from when a run ended."""
+    for day in ("01", "02", "03", "04"):
+        make(day)
+    old = make("01", step="other-step")
+    make("02", step="other-step")
+
+    assert days(judge(Rules(keep=2))) == ["02", "01"]
+    assert days(judge(Rules(keep=0), "score-files")) == ["03", "02", "01"]
+    month = Rules(keep=0, older_than=timedelta(days=30))
+    assert days(judge(month)) == []
+    moment = time.time() - 31 * 86400
+    os.utime(old.record, (moment, moment))
+    assert days(judge(month)) == ["01"]
+
+
+def test_only_the_run_folder_is_removed(make, tmp_path):
+    """What links in it lead to stays, as does an output that lies elsewhere; what is no run stays too."""
+    elsewhere = tmp_path / "out"
+    elsewhere.mkdir()
+    (elsewhere / "rows.txt").write_text("rows")
+    paths, kept = make("01"), make("02")
+    (paths.root / "link").symlink_to(elsewhere)
+    (paths.logs / "file").symlink_to(elsewhere / "rows.txt")
+    step = paths.root.parent
+    (step / "of-a-user").mkdir()
+    (step / "20260103T000000000-linked").symlink_to(kept.root)
+    (step.parent / "linked-step").symlink_to(step)
+
+    (verdict,) = [one for one in judge(ALL) if one.kept is None]
+    remove(verdict)
+
+    assert verdict.folder == paths.root
+    assert 10_000 <= verdict.bytes < 200_000
+    assert (elsewhere / "rows.txt").read_text() == "rows"
+    assert sorted(one.name for one in step.iterdir()) == sorted(
+        [kept.root.name, "of-a-user", "20260103T000000000-linked"]
+    )
+
+
+def test_one_that_was_half_removed(make, monkeypatch):
+    """It is no run any more, and goes with the next call."""
+    paths = make("01")
+    make("02")
+    (verdict,) = [one for one in judge(ALL) if one.kept is None]
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", _refuses)
+        with pytest.raises(OutputError, match=r"could not be removed: .*no space"):
+            remove(verdict)
+    assert not paths.root.exists()
+
+    (left,) = [one for one in judge(Rules(keep=5)) if one.kept is None]
+    assert left.state == "half removed"
+    remove(left)
+    assert [one.name for one in paths.root.parent.iterdir()] == ["20260102T000000000-aaaaaaaa-0000"]
+
+
+def _refuses(path: Path) -> None:
+    raise OSError(28, "no space", str(path))
+
+
+def test_a_run_that_never_began(root):
+    """Its driver was killed before it wrote anything down: there is nothing to keep."""
+    folder = root / "score-files" / "20260101T000000000-aaaaaaaa-0000"
+    folder.mkdir(parents=True)
+    (folder / "lock").write_text("")
+
+    (verdict,) = judge(ALL)
+
+    assert (verdict.kept, verdict.state) == (None, "never begun")
+
+
+def test_a_step_that_is_not_there(root):
+    """It is named, and so is where it was looked for."""
+    with pytest.raises(OutputError, match=r"'other' has no runs below .*runs"):
+        list(judge(ALL, "other"))

@@ -1,0 +1,278 @@
+"""The progress bar on a terminal of the test's own: what is on its screen when all is over."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import pty
+import re
+import struct
+import sys
+import termios
+import threading
+
+import pytest
+from prefect.logging.handlers import PrefectConsoleHandler
+
+from prefect_parallelrun.report.progress import RUNNING, Standing
+from prefect_parallelrun.report.terminal import TerminalBar
+
+
+class Terminal:
+    """A terminal that takes in what is written, and can say what it would show."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+        self.file = os.fdopen(slave, "w", encoding="utf-8", buffering=1)
+        self._taken = bytearray()
+        self._reader = threading.Thread(target=self._take, daemon=True)
+        self._reader.start()
+
+    def _take(self) -> None:
+        try:
+            while data := os.read(self._master, 65536):
+                self._taken += data
+        except OSError:  # nobody has the other end any more
+            pass
+
+    def end(self) -> str:
+        """Return all that was written."""
+        if not self.file.closed:
+            self.file.close()
+            self._reader.join(10)
+            os.close(self._master)
+        return self._taken.decode()
+
+
+def screen(written: str, width: int) -> list[str]:
+    """Return the lines that a terminal shows after it has taken in all that was written."""
+    lines: list[list[str]] = [[]]
+    x = y = 0
+    for control, letter in re.findall(r"\x1b\[([?0-9;]*[A-Za-z])|([\s\S])", written):
+        if control.endswith("A"):
+            y -= int(control[:-1] or 1)
+        elif control == "2K":
+            lines[y] = []
+        elif control:
+            assert control[-1] in "mhl", f"not known to this test: {control}"
+        elif letter == "\r":
+            x = 0
+        elif letter == "\n" or x == width:
+            x, y = 0 if x == width else x, y + 1
+            lines += [[]] if y == len(lines) else []
+        if letter and letter not in "\r\n":
+            lines[y] += [" "] * (x + 1 - len(lines[y]))
+            lines[y][x] = letter
+            x += 1
+    return ["".join(line).rstrip() for line in lines if line]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Return a function that makes this process's standard streams a terminal of so many columns."""
+    made = []
+
+    def make(width=100, **environment):
+        for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm-256color", "COLUMNS": str(width), **environment}.items():
+            monkeypatch.setenv(name, value)
+        one = Terminal(width)
+        made.append(one)
+        monkeypatch.setattr(sys, "stdout", one.file)
+        monkeypatch.setattr(sys, "stderr", one.file)
+        return one
+
+    yield make
+    for one in made:
+        one.end()
+
+
+@pytest.fixture
+def log():
+    """A logger of its own, without handlers."""
+    logger = logging.getLogger("test-terminal")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    yield logger
+    logger.handlers.clear()
+
+
+def standing(done, planned=40, **changes):
+    values = {
+        "planned": planned,
+        "created": done,
+        "succeeded": done - 1,
+        "failed": 1,
+        "retried": 2,
+        "running": 4,
+        "items_succeeded": 10 * done,
+        "items_failed": 10,
+        "rows": 10 * done,
+        "rate": 12.34,
+        "left_s": 65.0,
+        "elapsed_s": 3.0,
+    }
+    return Standing(**{**values, **changes})
+
+
+def test_a_bar_says_how_far_the_step_is(terminal):
+    """R241: bar, done of planned, items, rate, failures, retries, time elapsed and left."""
+    shown = terminal(120)
+    with TerminalBar("predict-digits", level=logging.INFO) as bar:
+        bar.show(RUNNING, standing(20))
+    written = shown.end()
+    (row,) = screen(written, 120)
+    assert row.startswith("predict-digits ━━━━")
+    assert row.endswith(" 20/40 200 items 12.3/s 1 failed, 2 retried 0:00:00 0:01:05 left")
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is there again
+
+
+def test_what_is_not_known_is_not_said(terminal):
+    """R241: before the plan is known there is a sign of life, and the stage; no bar of nothing."""
+    shown = terminal()
+    with TerminalBar("predict-digits", level=logging.INFO) as bar:
+        bar.show("planning", None)
+        bar.show(RUNNING, standing(3, planned=None, left_s=None))
+    written = shown.end()
+    assert "━" not in written
+    assert screen(written, 100) == ["predict-digits running 3 12.3/s 1 failed, 2 retried 0:00:00"]
+
+
+@pytest.mark.parametrize("width", [30, 50, 80])
+def test_a_row_fits_its_terminal(terminal, width):
+    """What matters most stays: the step, the bar, how many of how many."""
+    shown = terminal(width)
+    with TerminalBar("score", level=logging.INFO) as bar:
+        bar.show(RUNNING, standing(20))
+    (row,) = screen(shown.end(), width)
+    assert re.match(r"score [━╸╺]+ +20/40", row)
+    assert len(row) <= width
+    assert "…" not in row
+
+
+def test_lines_of_the_log_stand_above_the_bar(terminal, log):
+    """R241: of Prefect's handler, of one of the standard library, and what the flow prints."""
+    shown = terminal()
+    handlers = [PrefectConsoleHandler(stream=sys.stderr), logging.StreamHandler()]
+    for handler in handlers:
+        log.addHandler(handler)
+    with TerminalBar("score", level=logging.INFO) as bar:
+        for number in range(5):
+            bar.show(RUNNING, standing(10 + number))
+            log.info("line %d %s", number, "x" * 150)
+            print("printed", number)
+            print("not yet ended", end="")
+            sys.stdout.flush()
+    assert [handler.stream for handler in handlers] == [shown.file, shown.file]
+    assert handlers[0].console.file is shown.file
+    assert sys.stdout is shown.file
+    log.info("after")
+    lines = screen(shown.end(), 100)
+    expected = []
+    for number in range(5):
+        text = f"line {number} {'x' * 150}"
+        expected += [text[:100], text[100:]] * 2 + [f"printed {number}", "not yet ended"]
+    assert lines[: len(expected)] == expected
+    assert lines[len(expected)].startswith("score ━")
+    assert lines[len(expected) + 1 :] == ["after", "after"]
+
+
+def test_several_steps_have_a_row_each(terminal, log):
+    """Two steps that a flow submits run in two threads, and a terminal has one last line."""
+    shown = terminal()
+    log.addHandler(PrefectConsoleHandler(stream=sys.stderr))
+    both = threading.Barrier(2)
+
+    def run(name, rounds):
+        with TerminalBar(name, level=logging.INFO) as bar:
+            both.wait(10)
+            for done in range(1, rounds):
+                bar.show(RUNNING, standing(done, planned=rounds))
+                log.info("%s at %d", name, done)
+
+    threads = [threading.Thread(target=run, args=one) for one in (("first", 40), ("second", 60))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = screen(shown.end(), 100)
+    logged = [line for line in lines if re.fullmatch(r"(first|second) at \d+", line)]
+    assert len(logged) == 39 + 59
+    rows = sorted(line for line in lines if line not in logged)
+    assert [row.split()[0] for row in rows] == ["first", "second"]
+    assert "39/40" in rows[0]
+    assert "59/60" in rows[1]
+
+
+def test_colours_are_left_out_where_nobody_wants_them(terminal):
+    """NO_COLOR: the bar is still drawn."""
+    shown = terminal(NO_COLOR="1")
+    with TerminalBar("score", level=logging.INFO) as bar:
+        bar.show(RUNNING, standing(20))
+    written = shown.end()
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", written)
+    assert "20/40" in written
+
+
+@pytest.mark.parametrize(
+    ("level", "environment"),
+    [
+        (logging.ERROR, {}),
+        (logging.WARNING, {}),
+        (logging.INFO, {"TERM": "dumb"}),
+        (logging.INFO, {"TTY_INTERACTIVE": "0"}),
+    ],
+)
+def test_no_bar_where_it_is_not_wanted_or_cannot_be_drawn(terminal, level, environment):
+    """R241: a bar is information, and needs a terminal that can redraw a line."""
+    shown = terminal(**environment)
+    with TerminalBar("score", level=level) as bar:
+        bar.show(RUNNING, standing(20))
+    assert shown.end() == ""
+
+
+def test_no_bar_where_standard_error_is_no_terminal(capsys, monkeypatch):
+    """R241: also where colours are asked for, as in many builds, and where there are no streams."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for stream in (sys.stderr, None):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with TerminalBar("score", level=logging.INFO) as bar:
+            bar.show(RUNNING, standing(20))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_a_program_writes_into_a_file_stays_out_of_the_terminal(
+    terminal, monkeypatch, tmp_path
+):
+    """`python flow.py > rows.txt`: the bar is on the terminal, the rows are in the file."""
+    shown = terminal()
+    with (tmp_path / "rows.txt").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with TerminalBar("score", level=logging.INFO) as bar:
+            bar.show(RUNNING, standing(20))
+            print("a row")
+    assert (tmp_path / "rows.txt").read_text() == "a row\n"
+    assert "a row" not in shown.end()
+
+
+def test_a_terminal_that_is_gone_costs_the_run_nothing(terminal):
+    """What is only watched never fails a run: the connection to a terminal may break at any time."""
+    shown = terminal()
+    with TerminalBar("score", level=logging.INFO) as bar:
+        bar.show(RUNNING, standing(20))
+        become(shown.file, "/dev/full")
+        bar.show(RUNNING, standing(30))
+    assert sys.stderr is shown.file
+    become(shown.file, os.devnull)  # where what it holds can go
+    shown.end()
+
+
+def become(file, path):
+    """Let what is written to a file go elsewhere."""
+    other = os.open(path, os.O_WRONLY)
+    os.dup2(other, file.fileno())
+    os.close(other)
