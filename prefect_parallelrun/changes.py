@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from prefect_parallelrun import reuse
-from prefect_parallelrun.datasets import FileItem
+from prefect_parallelrun.datasets import Dataset, FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import ParallelRunError
 from prefect_parallelrun.node import snapshot
@@ -56,12 +56,14 @@ def changes(
         with suppress(ParallelRunError):  # else what changed is named, and not how
             before = kept_definition(paths)
     by_name = {one.name: one for one in seen}
+    datasets = {} if before is None else reuse.datasets(before)
     clauses = []
     for name in differing:
         if name == "source":
             clauses.append(_source(paths, definition))
         elif name not in _CLAUSES:
-            clauses.append(_data(paths, name, by_name.get(name), is_new=name not in record.parts))
+            is_new = name not in record.parts
+            clauses += _data(paths, name, datasets.get(name), by_name.get(name), is_new=is_new)
         elif before is None:
             clauses.append(f"{name} changed")
         else:
@@ -77,20 +79,28 @@ def _source(paths: RunPaths, definition: StepDefinition) -> str:
     return _with_names("the script changed", files)
 
 
-def _data(paths: RunPaths, name: str, now: reuse.Seen | None, *, is_new: bool) -> str:
+def _data(
+    paths: RunPaths, name: str, before: Dataset | None, now: reuse.Seen | None, *, is_new: bool
+) -> list[str]:
     if now is None:
-        return f"{name} is not there any more"
+        return [f"{name} is not there any more"]
     shown = f"{name} ({now.dataset.name})" if now.dataset.name else name
     if is_new:
-        return f"{shown} is new"
+        return [f"{shown} is new"]
     try:
-        return _files(shown, kept_listing(paths, name), now.files)
+        files = _files(shown, kept_listing(paths, name), now.files)
     except (OSError, ValueError, TypeError):
-        return f"{shown} changed"
+        return [f"{shown} changed"]
+    # Of no files at all a dataset tells how it reads them.
+    settings_changed = before is not None and (
+        list(before.fingerprint_parts([])) != list(now.dataset.fingerprint_parts([]))
+    )
+    how = [f"how {shown} is read changed"] if settings_changed or not files else []
+    return how + files
 
 
-def _files(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> str:
-    """Say which files differ between two listings, both in the order of their paths."""
+def _files(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> list[str]:
+    """Say which files differ between two listings, both in the order of their paths; nothing if none does."""
     counts = {"changed": 0, "new": 0, "gone": 0}
     named: list[str] = []
 
@@ -115,10 +125,10 @@ def _files(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> st
             left, right = next(old, None), next(new, None)
     total = sum(counts.values())
     if not total:
-        return f"how {name} is read changed"
+        return []
     told = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     more = f" and {total - _NAMED:,} more" if total > _NAMED else ""
-    return f"files of {name}: {told}: {', '.join(named)}{more}"
+    return [f"files of {name}: {told}: {', '.join(named)}{more}"]
 
 
 def _how(before: FileItem, now: FileItem) -> str:

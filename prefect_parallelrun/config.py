@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from prefect_parallelrun import checks
+from prefect_parallelrun import checks, yaml_document
 from prefect_parallelrun.errors import ConfigError, refuse
 
 YAML_KEY = "parallel_run_config"
@@ -298,11 +298,8 @@ class ParallelRunConfig(BaseModel):
         Raises:
             ConfigError: the file cannot be read, or a setting in it cannot work.
         """
-        try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"path={str(path)!r} cannot be read as YAML: {error}") from error
-        settings = loaded.get(YAML_KEY) if isinstance(loaded, dict) else None
+        place = yaml_document.Place(f"path={str(path)!r}")
+        settings = yaml_document.read(Path(path), place).get(YAML_KEY)
         if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
             raise refuse(
                 "path", str(path), f"it must be a YAML file with settings below {YAML_KEY!r}"

@@ -15,7 +15,15 @@ ParallelRunError
 
 from __future__ import annotations
 
+from reprlib import Repr
 from typing import Any
+
+_SHORT = Repr()
+"""Of what is shown 200 characters of at most, it writes no more than that takes."""
+for _limit in ("maxlist", "maxtuple", "maxdict", "maxset", "maxfrozenset", "maxdeque", "maxarray"):
+    setattr(_SHORT, _limit, 20)
+_SHORT.maxlevel = 4
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 200
 
 
 class ParallelRunError(Exception):
@@ -99,7 +107,7 @@ def printable(text: str) -> str:
 
 def refuse(parameter: str, value: object, expected: str) -> ConfigError:
     """Build the error for a bad parameter: its name, the value, and what would be right."""
-    shown = repr(value)
+    shown = _SHORT.repr(value)
     if len(shown) > 200:
         shown = shown[:200] + "…"
     return ConfigError(f"{parameter}={shown} cannot be used: {expected}")

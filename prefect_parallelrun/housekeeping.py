@@ -15,7 +15,8 @@ from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.lock import RunLock, driver_of
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.run_record import RunRecord
+from prefect_parallelrun.report.status import INTERRUPTED
+from prefect_parallelrun.run_record import RUNNING, RunRecord
 
 _REMOVING = ".removing-"
 """Begins the name of a folder that is being removed: nobody takes it for a run any more."""
@@ -44,7 +45,7 @@ class Rules:
     older_than: timedelta | None = None
     """Runs that ended more recently stay."""
     everything: bool = False
-    """Whether the newest completed run of a step, and runs that can be resumed, go too."""
+    """Whether the newest completed run of a step, and runs that can be resumed or not be read, go too."""
 
 
 def judge(rules: Rules, step: str | None = None) -> Iterator[Verdict]:
@@ -98,26 +99,28 @@ def _of_step(folder: Path, rules: Rules) -> Iterator[Verdict]:
         if not settings.is_run(run):
             continue  # whoever put it there knows why
         paths = RunPaths(run)
-        record = _record(paths)
-        state = "never begun" if record is None else record.state
-        if driver_of(paths) is not None:
+        record, driver = _record(paths), driver_of(paths)
+        if driver is not None:
             kept: str | None = "a driver works on it"
         elif place < rules.keep:
             kept = f"one of the {rules.keep} newest" if rules.keep > 1 else "the newest"
         elif _age_s(paths) < (rules.older_than or timedelta()).total_seconds():
             kept = "not old enough"
-        elif rules.everything or record is None:
+        elif _never_begun(paths) or (rules.everything and _is_ours(paths)):
             kept = None
+        elif record is None:
+            kept = "its record cannot be read"
         elif record.completed and not newest_completed:
             kept = "the newest completed run of its step"
-        elif record.fingerprint not in seen and _can_be_resumed(paths, record):
+        elif _likeness(record) not in seen and _can_be_resumed(paths, record):
             kept = "it can be resumed"
         else:
             kept = None
+        state = RUNNING if driver is not None else _state(paths, record)
         if record is not None:
             newest_completed = newest_completed or record.completed
             # A step goes on with the newest run of its fingerprint alone.
-            seen.add(record.fingerprint)
+            seen.add(_likeness(record))
         place += 1
         yield _verdict(run, record, state, kept)
 
@@ -147,15 +150,36 @@ def _record(paths: RunPaths) -> RunRecord | None:
         return None
 
 
+def _never_begun(paths: RunPaths) -> bool:
+    """Return whether the driver was killed before it wrote anything down."""
+    return not paths.record.exists() and not paths.journal.exists()
+
+
+def _is_ours(paths: RunPaths) -> bool:
+    """Return whether a driver of ours was here, whatever became of the record."""
+    return paths.lock.exists() or paths.journal.exists()
+
+
+def _state(paths: RunPaths, record: RunRecord | None) -> str:
+    if record is None:
+        return "never begun" if _never_begun(paths) else "unreadable"
+    return INTERRUPTED if record.state == RUNNING else record.state
+
+
+def _likeness(record: RunRecord) -> str:
+    """Return a text that runs share of which only the newest is gone on with."""
+    return record.fingerprint or record.run_id
+
+
 def _can_be_resumed(paths: RunPaths, record: RunRecord) -> bool:
-    """Return whether a step could go on with it and would have less to do for it."""
-    if record.state == "Completed" or not record.fingerprint:
+    """Return whether somebody could go on with it and would have less to do for it."""
+    if record.state == "Completed" or not paths.journal.exists():
         return False
     try:
         with Journal(paths.journal) as journal:
             return next(journal.done(), None) is not None
     except OutputError:
-        return False
+        return True  # what is in it may be worth a repair
 
 
 def _age_s(paths: RunPaths) -> float:

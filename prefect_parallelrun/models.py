@@ -63,6 +63,10 @@ class AttemptError:
     """`import`, `init`, `load`, `run`, `result` or `shutdown`."""
 
 
+UNKNOWN_S = -1.0
+"""Instead of seconds that nobody knows."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptRecord:
     """One attempt that ended: what the journal keeps and every report is made from."""
@@ -92,7 +96,7 @@ class AttemptRecord:
     elapsed_s: float = 0.0
     """Seconds from picking up to the encoded result."""
     cpu_s: float = 0.0
-    """CPU seconds of the process meanwhile (may exceed elapsed)."""
+    """CPU seconds of the process meanwhile (may exceed elapsed); `UNKNOWN_S` where nobody knows."""
     load_s: float = 0.0
     """Seconds that the process waited for the data before `run()`; 0 where they were there already."""
     run_s: float = 0.0
@@ -165,6 +169,8 @@ class Earlier:
     """That succeeded: of those mini-batches, and of finished parts of others."""
     items_failed: int = 0
     """That failed and are not tried again: rows missing of what does not run again."""
+    rows: int = 0
+    """That all which does not run again returned."""
     parts: Mapping[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     """By mini-batch: the parts (first item, and the one after the last) that are to run, ascending; of
     the others, or of those in `missing`, some items have succeeded."""
@@ -220,7 +226,11 @@ class RunSummary:
     attempts: int
     rows: int
     errors: tuple[ErrorGroup, ...] = ()
-    """Distinct errors, most frequent first."""
+    """Distinct errors, most frequent first; of very many the rarest are left out."""
+    distinct_errors: int = 0
+    """How many there are."""
+    errors_counted: int = 0
+    """How often all of them together occurred."""
     missing_rows: int = 0
     """Part of the failed items that are rows `run()` did not return."""
     failed_mini_batches: tuple[int, ...] = field(default=())

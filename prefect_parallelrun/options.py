@@ -10,6 +10,7 @@ from prefect_parallelrun import checks
 from prefect_parallelrun.errors import refuse
 
 _TIMEOUT = checks.real_number(above=0, most=checks.LONGEST_TIMEOUT_S, unit=" of seconds")
+_INTERVAL = checks.real_number(least=0, most=checks.LONGEST_TIMEOUT_S, unit=" of seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,7 @@ def _seconds(name: str, value: str) -> float:
 
 
 def _interval(name: str, value: str) -> float:
-    return float(checks.real_number(least=0, unit=" of seconds")(name, _number(value)))
+    return float(_INTERVAL(name, _number(value)))
 
 
 def _rank_count(name: str, value: str) -> int | None:

@@ -151,7 +151,9 @@ class ParallelRunResult(BaseModel):
         except FileNotFoundError as error:
             raise DatasetError(
                 f"{path}, the list of failed items of step {self.name!r}, is gone: the run folder "
-                "was removed, or the run was gone on with and they have succeeded since"
+                "was removed, or the run was gone on with and they have succeeded since, or it could "
+                "not be written: then the log of the run says why, and running the step again tries "
+                "them again and writes it"
             ) from error
         inputs = kept_definition(paths).inputs
         found = [cast("FileDataset", inputs[number]).narrowed(files) for number in sorted(numbers)]

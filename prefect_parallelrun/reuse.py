@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,10 +112,19 @@ def contents_of(parts: Mapping[str, str]) -> str:
 
 def data(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> Iterator[Seen]:
     """Yield all that the script can see; side inputs are listed now."""
-    for place, (dataset, files) in enumerate(zip(definition.inputs, listings, strict=True)):
-        yield Seen(f"{_INPUT} {place}", dataset, files)
-    for place, side_input in enumerate(_shown_whole(definition)):
-        yield Seen(f"{_SIDE_INPUT} {place}", side_input, side_input.list_files())
+    side_inputs = (one.list_files() for one in _shown_whole(definition))
+    files_of_each = chain(listings, side_inputs)
+    for (name, dataset), files in zip(datasets(definition).items(), files_of_each, strict=True):
+        yield Seen(name, dataset, files)
+
+
+def datasets(definition: StepDefinition) -> dict[str, Dataset]:
+    """Return all that the script can see, by the names of `Seen`."""
+    places: list[tuple[str, Iterable[Dataset]]] = [
+        (_INPUT, definition.inputs),
+        (_SIDE_INPUT, _shown_whole(definition)),
+    ]
+    return {f"{what} {place}": one for what, some in places for place, one in enumerate(some)}
 
 
 def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:

@@ -33,7 +33,7 @@ def run_root() -> Path:
     """Return the folder below which every step has a folder of its runs, absolute."""
     chosen = ParallelRunSettings().run_root
     root = chosen if chosen is not None else prefect_home() / "parallelrun" / "runs"
-    return root.expanduser().absolute()
+    return _expanded(root)
 
 
 def step_folder(step: str) -> Path:
@@ -63,7 +63,7 @@ def run_paths(run: str) -> RunPaths:
     Raises:
         OutputError: there is none, or more than one; the text lists those that come near.
     """
-    folder = Path(run).expanduser().absolute()
+    folder = _expanded(Path(run))
     root = run_root()
     for place in (folder, root / run):  # by step and id, as in our own lists, too
         if is_run(place):
@@ -101,9 +101,26 @@ def run_folders(step: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run, be it one that has only been begun."""
+    """Return whether a folder is that of a run, be it one that has only been begun.
+
+    The names of its files are plain, so one of them alone may well be somebody else's.
+    """
     paths = RunPaths(folder)
-    return paths.record.is_file() or paths.lock.is_file()
+    return _is_file(paths.token) and (_is_file(paths.record) or _is_file(paths.lock))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # it has no right to look, or the name is too long for a file
+        return False
+
+
+def _expanded(path: Path) -> Path:
+    """Return a path, absolute, with `~` spelt out; what looks so and is nobody's home stays."""
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path.absolute()
 
 
 def _is_name(run: str) -> bool:

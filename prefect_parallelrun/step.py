@@ -24,13 +24,14 @@ from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
 from prefect_parallelrun.datasets import Dataset, FileDataset, OutputFileDatasetConfig
 from prefect_parallelrun.definition import StepDefinition, check_name
 from prefect_parallelrun.errors import ConfigError, RunCancelled
+from prefect_parallelrun.report.terminal import TerminalBar
+from prefect_parallelrun.report.ticker import ticking
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.work import ReusePolicy, Work, define, settled, why_afresh
 
 if TYPE_CHECKING:
     from prefect_parallelrun.models import Reuse
     from prefect_parallelrun.planning import Plan
-    from prefect_parallelrun.report.terminal import TerminalBar
     from prefect_parallelrun.run_record import RunRecord
 
 _PENDING = (PrefectFuture, State, BaseAnnotation)
@@ -257,7 +258,6 @@ def _run_step(
     """Run a step: the body of the task. All that matters is a parameter, for pickling and caching."""
     # Here, since it brings distributed: a step that is reused does not wait for that.
     from prefect_parallelrun.driver.reopening import NotResumable
-    from prefect_parallelrun.report.terminal import TerminalBar
 
     work = Work.of_this_task_run(
         {
@@ -270,11 +270,13 @@ def _run_step(
         }
     )
     again = None if allow_reuse else "set allow_reuse=True and run the step again to go on"
-    level = get_run_logger().getEffectiveLevel()
+    level, looking = get_run_logger().getEffectiveLevel(), "looking for earlier runs"
     with TerminalBar(name, level=level) as bar, stopping.FlowWatch() as watch:
         try:
             try:
-                earlier, notes = work.earlier_run(allow_reuse=allow_reuse)
+                bar.show(looking, None)
+                with ticking(looking, get_run_logger()):
+                    earlier, notes = work.earlier_run(allow_reuse=allow_reuse)
                 result = _sit(work, earlier, notes, again, bar, watch)
             except NotResumable as reason:
                 result = _sit(work, None, (f"{reason}; this is a new run",), again, bar, watch)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from prefect import Task
 from pydantic import Field
 
 from prefect_parallelrun import step_datasets, yaml_document
@@ -33,6 +32,49 @@ class Output(Part):
     """a mapping of what opens the storage, as fsspec has it"""
     credentials: str | None = None
     """the name of a Prefect block, <block type>/<block name>"""
+
+
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class TaskOptions(Part):
+    """`task_options`: of those of Prefect's task, the ones that a file can say."""
+
+    retries: Annotated[int, Field(ge=0)] = 0
+    """a whole number of tries after the first"""
+    retry_delay_seconds: Seconds | Annotated[list[Seconds], Field(max_length=50)] = 0
+    """a number of seconds, or a list of them, one for each retry, 50 at most"""
+    retry_jitter_factor: Seconds | None = None
+    """a number, 0 or more"""
+    timeout_seconds: Seconds | None = None
+    """a number of seconds"""
+    tags: list[str] = Field(default_factory=list)
+    """a list of texts"""
+    description: str | None = None
+    """a text"""
+    version: str | None = None
+    """a text"""
+    task_run_name: str | None = None
+    """a text"""
+    log_prints: bool | None = None
+    """true or false"""
+    refresh_cache: bool | None = None
+    """true or false"""
+    cache_expiration: Seconds | None = None
+    """a number of seconds for which an earlier result holds"""
+    persist_result: bool | None = None
+    """true or false"""
+    result_storage: str | None = None
+    """the name of a Prefect block, <block type>/<block name>"""
+    result_storage_key: str | None = None
+    """a text"""
+
+    def given(self) -> dict[str, Any]:
+        """Return what the file says, as Prefect takes it."""
+        options = self.model_dump(exclude_unset=True)
+        if self.cache_expiration is not None:
+            options["cache_expiration"] = timedelta(seconds=self.cache_expiration)
+        return options
 
 
 class Step(Part):
@@ -65,7 +107,7 @@ def load_step(path: str | Path) -> ParallelRunStep:
         DatasetError: a registered dataset is not there.
         EntryScriptError: the entry script cannot work.
     """
-    place, file = Place(str(path)), Path(path).expanduser().absolute()
+    place, file = Place(str(path)), absolute(str(path))
     document = yaml_document.read(file, place)
     if azure_job.is_one(document):
         document = azure_job.as_step(document, file.parent, place)
@@ -77,7 +119,7 @@ def load_step(path: str | Path) -> ParallelRunStep:
     arguments = _arguments(
         step.arguments, _by_name([*inputs, *side_inputs], place), output, place.at("arguments")
     )
-    _check_task_options(step.task_options, place.at("task_options"))
+    task_options = yaml_document.fitted(TaskOptions, step.task_options, place.at("task_options"))
     with place.blamed():
         return ParallelRunStep(
             step.name,
@@ -87,7 +129,7 @@ def load_step(path: str | Path) -> ParallelRunStep:
             side_inputs=side_inputs,
             arguments=arguments,
             allow_reuse=step.allow_reuse,
-            task_options=step.task_options,
+            task_options=task_options.given(),
         )
 
 
@@ -97,7 +139,7 @@ def load_config(path: str | Path) -> ParallelRunConfig:
     Raises:
         ConfigError: the file cannot be read, or a setting in it cannot work.
     """
-    file = Path(path).expanduser().absolute()
+    file = absolute(str(path))
     with Place(str(path)).blamed():
         return _below(ParallelRunConfig.load_yaml(file), file.parent)
 
@@ -174,13 +216,3 @@ def _arguments(
             raise place.at(number).refuse(argument, f"there is no such name: {meant}")
         found += [known[what][name]] if option is None else [option, known[what][name]]
     return found
-
-
-def _check_task_options(given: Mapping[str, Any], place: Place) -> None:
-    known = [
-        name for name in inspect.signature(Task.__init__).parameters if name not in ("self", "fn")
-    ]
-    for name in given:
-        if name not in known:
-            meant = yaml_document.suggestion(str(name), known)
-            raise ConfigError(f"{place.at(name)} is no option of Prefect's task: {meant}")

@@ -26,7 +26,6 @@ from prefect.settings import (
 from prefect.states import Cancelled
 from prefect.transactions import get_transaction
 
-from prefect_parallelrun import inside_dask
 from prefect_parallelrun.errors import RunCancelled
 
 ASK_EVERY_S = 1.0
@@ -34,6 +33,10 @@ ASK_EVERY_S = 1.0
 ANSWER_S = 2.0
 """How long its answer may take."""
 _LOOK_EVERY_S = 0.1
+
+
+class Terminated(SystemExit):
+    """Ends the program after SIGTERM; told from a script that calls `sys.exit()` in this process."""
 
 
 @contextlib.contextmanager
@@ -50,7 +53,7 @@ def stops_on_sigterm() -> Iterator[None]:
 
     def stop(number: int, _: FrameType | None) -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     signal.signal(signal.SIGTERM, stop)
     try:
@@ -68,6 +71,9 @@ class FlowWatch:
     """
 
     def __init__(self) -> None:
+        # Here, since it brings distributed: commands that run nothing do not wait for that.
+        from prefect_parallelrun import inside_dask
+
         task_run, flow_run = TaskRunContext.get(), FlowRunContext.get()
         assert task_run is not None
         self.cancelled = False

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_parallelrun import yaml_document
-from prefect_parallelrun.config import YAML_KEY, ParallelRunConfig
+from prefect_parallelrun.config import YAML_KEY, ParallelRunConfig, absolute
 from prefect_parallelrun.datasets import Dataset
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.script_check import check_script
@@ -22,7 +22,7 @@ def understood(file: Path) -> dict[str, Any]:
     Raises:
         ParallelRunError: it cannot work; the text says why.
     """
-    if YAML_KEY in yaml_document.read(file.expanduser(), Place(str(file))):
+    if YAML_KEY in yaml_document.read(absolute(str(file)), Place(str(file))):
         config = load_config(file)
         check_script(config)
         return _source(config, ()) | {"settings": _settings(config)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 from uuid import UUID
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
 from prefect.results import ResultStore
@@ -25,6 +25,8 @@ from prefect_parallelrun.errors import ParallelRunError
 from prefect_parallelrun.models import Reuse
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.upload import RemoteFolder
+from prefect_parallelrun.report.terminal import TerminalBar
+from prefect_parallelrun.report.ticker import ticking
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.run_record import RunRecord
 
@@ -47,12 +49,16 @@ class Work:
 
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> Self:
-        """Settle the parameters of a task run, list its inputs and read its source.
+        """Settle the parameters of a task run, list its inputs and read its source; people see that it does.
 
         Raises:
             ParallelRunError: something in them cannot work.
         """
-        return cls.of_step(settled(parameters))
+        definition, log, doing = settled(parameters), get_run_logger(), "listing the inputs"
+        bar = TerminalBar(definition.name, level=log.getEffectiveLevel(), kept=False)
+        with bar, ticking(doing, log):
+            bar.show(doing, None)
+            return cls.of_step(definition)
 
     @classmethod
     def of_step(cls, definition: StepDefinition) -> Self:
@@ -166,13 +172,14 @@ class ReusePolicy(CachePolicy):
         if not work.shows_changes:
             _of_task_run.set((task_run.id, work))
             return f"parallelrun-{task_run.id}"
-        for generation in itertools.count():
-            key = f"parallelrun-{work.fingerprint}-{generation}"
-            if not task_ctx.result_store.exists(key):
-                _of_task_run.set((task_run.id, work))
-                return key
-            if _holds(task_ctx.result_store, key, RemoteFolder.of(work.definition.output)):
-                return key
+        with ticking("looking for an earlier result", get_run_logger()):
+            for generation in itertools.count():
+                key = f"parallelrun-{work.fingerprint}-{generation}"
+                if not task_ctx.result_store.exists(key):
+                    _of_task_run.set((task_run.id, work))
+                    return key
+                if _holds(task_ctx.result_store, key, RemoteFolder.of(work.definition.output)):
+                    return key
         raise AssertionError("there is always a next generation")
 
 

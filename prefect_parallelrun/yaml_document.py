@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Hashable, Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,10 @@ from prefect_parallelrun.errors import ConfigError, ParallelRunError, refuse
 
 _SECRET = ("storage_options", "connection", "credentials", "environment_variables")
 """Keys whose values no error shows."""
+_MOST_NODES = 1_000_000
+_DEEPEST = 100
+_NAMED = re.compile(r"""\b(alias|anchor|tag|tag handle) ['"].*['"]""")
+"""What errors of YAML's quote of a file."""
 
 Model = TypeVar("Model", bound="Part")
 
@@ -70,7 +76,8 @@ def read(file: Path, place: Place) -> dict[str, Any]:
     try:
         loaded = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{place} cannot be read as YAML: {error}") from error
+        # Not with its cause: YAML's own error quotes the line.
+        raise ConfigError(f"{place} cannot be read as YAML: {_told(error)}") from None
     if not isinstance(loaded, dict):
         raise ConfigError(
             f"{place} must be a mapping of keys to values, such as `name: score-files`"
@@ -130,14 +137,58 @@ def _wanted(model: type[Part], key: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML's own loader would keep the last."""
+    """Refuses a key that is there twice, of which YAML's own loader would keep the last, and aliases without end."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Return a mapping."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for number, key in enumerate(keys):
-            if key in keys[:number] and key != "<<":
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is there twice", node.value[number][0].start_mark
-                )
-        return super().construct_mapping(node, deep=deep)
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document, of a size that what reads it can go through, with its aliases written out."""
+        try:
+            document: yaml.Node | None = super().get_single_node()
+        except RecursionError:
+            raise yaml.YAMLError("it is nested too deeply") from None
+        ahead, count = [(document, 0)] if document is not None else [], 0
+        while ahead:
+            node, depth = ahead.pop()
+            count += 1
+            if depth > _DEEPEST:
+                raise _wrong(node, f"it is nested in more than {_DEEPEST} levels, or in itself")
+            if count > _MOST_NODES:
+                raise _wrong(node, f"with its aliases it has more than {_MOST_NODES:,} values")
+            ahead += [(below, depth + 1) for below in _children(node)]
+            _refuse_twins(node)
+        return document
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Return what a node says."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, LookupError, AttributeError):  # a 13th month, or `!!bool 7`
+            kind = node.tag.rpartition(":")[2]
+            raise _wrong(node, f"it is no {kind}: put it into quotes if it is a text") from None
+
+
+def _children(node: yaml.Node) -> Iterable[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return chain.from_iterable(node.value)
+    return node.value if isinstance(node, yaml.SequenceNode) else ()
+
+
+def _refuse_twins(node: yaml.Node) -> None:
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key, yaml.ScalarNode):
+            if (key.tag, key.value) in seen:
+                raise _wrong(key, f"the key {key.value!r} is there twice")
+            seen.add((key.tag, key.value))
+
+
+def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _told(error: Exception) -> str:
+    """Return what is wrong with a file, and where, without its text, which may be a secret (R78)."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error)
+    mark = error.problem_mark or error.context_mark
+    where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    return where + _NAMED.sub(r"\1", ", ".join(filter(None, (error.context, error.problem))))

@@ -58,9 +58,7 @@ def as_step(document: Mapping[str, Any], folder: Path, place: Place) -> dict[str
         pipeline = document
         document, place = _parallel_job(document, place)
     if document.get("type") != "parallel":
-        raise ConfigError(
-            f"{place.at('type')}={document.get('type')!r} is no job that runs here: only parallel is"
-        )
+        raise place.at("type").refuse(document.get("type"), "of jobs, only parallel runs here")
     document = {**document, "name": document.get("name") or place.keys.rpartition(".")[2] or None}
     job = yaml_document.fitted(Job, _with_parent(document, pipeline, place), place)
     return _Translation(job, folder, place).step()

@@ -35,11 +35,11 @@ def as_dataset(data: Data, folder: Path, place: Place) -> dict[str, Any]:
         raise place.refuse(path, f"{here} has no file MLTable, which says how the table is read")
     inside = Place(str(here / "MLTable"))
     document = yaml_document.read(here / "MLTable", inside)
-    paths = [_table_path(one, here, inside) for one in document.get("paths") or []]
+    paths = [_table_path(one, here, inside) for one in _listed(document, "paths", inside)]
     table: dict[str, Any] = {}
-    for number, one in enumerate(document.get("transformations") or []):
+    for number, one in enumerate(_listed(document, "transformations", inside)):
         at = inside.at("transformations").at(number)
-        steps = list(one.items()) if isinstance(one, dict) else [(one, None)]
+        steps = list(one.items()) if isinstance(one, dict) else [(str(one), None)]
         name, options = steps[0] if len(steps) == 1 else ("", None)
         if (name in _TABLES) == bool(table):
             raise at.refuse(one, "one way of reading is known here, then the columns of the paths")
@@ -52,6 +52,13 @@ def as_dataset(data: Data, folder: Path, place: Place) -> dict[str, Any]:
     if not table:
         raise ConfigError(f"{inside} says no way of reading: " + ", ".join(_TABLES))
     return table
+
+
+def _listed(document: dict[str, Any], key: str, place: Place) -> list[Any]:
+    found = document.get(key) or []
+    if not isinstance(found, list):
+        raise place.at(key).refuse(found, "it must be a list")
+    return found
 
 
 def _table_path(given: Any, folder: Path, place: Place) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Group
@@ -73,6 +74,7 @@ def main() -> NoReturn:
     # Importing them puts their commands into `app`.
     from prefect_parallelrun.cli import looking, running  # noqa: F401
 
+    _open_streams()
     try:
         code = app(sys.argv[1:]) or Exit.DONE  # None: help was printed
         sys.stdout.flush()
@@ -83,10 +85,40 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         code = Exit.INTERRUPTED
     except BrokenPipeError:
-        # Else the interpreter tries to write the rest when it ends, and complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.NOBODY_READS
+        code = _nobody_reads()
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        code = _nobody_reads()  # that is how rich ends the program then
+    except OSError as error:
+        code = _unwritten(error)
     sys.exit(code)
+
+
+def _open_streams() -> None:
+    """Open what whoever called us has closed, as in `>&-`: else a file of the run would be standard output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
+def _nobody_reads() -> Exit:
+    # Else the interpreter tries to write the rest when it ends, and complains.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Exit.NOBODY_READS
+
+
+def _unwritten(error: OSError) -> Exit:
+    """Say that standard output cannot be written, if it is that; raise the error if not."""
+    try:
+        print(flush=True)
+    except OSError:
+        print(f"standard output cannot be written: {error.strerror}", file=sys.stderr)
+        _nobody_reads()
+        return Exit.FAILED
+    raise error
 
 
 def _explain(error: ParallelRunError) -> Exit:

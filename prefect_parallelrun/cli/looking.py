@@ -176,7 +176,7 @@ def errors(run: str, /, *, limit: int = 20, json: Json = False) -> int:
             {
                 "run": found.run_id,
                 "state": found.pulse.state,
-                "distinct_errors": len(groups),
+                "distinct_errors": found.summary.distinct_errors,
                 "errors": [asdict(one) for one in groups[:limit]],
                 "missing_rows": missing,
                 "failed_items": failed,
@@ -190,7 +190,13 @@ def errors(run: str, /, *, limit: int = 20, json: Json = False) -> int:
 
 
 @app.command(group=LOOK)
-def report(run: str, /, *, open_: Annotated[Flag, Parameter(name="--open")] = False) -> int:
+def report(
+    run: str,
+    /,
+    *,
+    open_: Annotated[Flag, Parameter(name="--open")] = False,
+    json: Json = False,
+) -> int:
     """Make the HTML report of a run anew, and print where it is: one file that needs no network.
 
     Examples:
@@ -203,14 +209,24 @@ def report(run: str, /, *, open_: Annotated[Flag, Parameter(name="--open")] = Fa
         The run folder, the run's id, or the name of a step for its newest run.
     open_
         Open it in the browser.
+    json
+        Print where it is as JSON.
     """
     import webbrowser
 
     from prefect_parallelrun import settings
+    from prefect_parallelrun.errors import OutputError
     from prefect_parallelrun.report.report_again import report_of
 
-    path = report_of(settings.run_paths(run))
-    print(path)
+    paths = settings.run_paths(run)
+    try:
+        path = report_of(paths)
+    except OSError as error:
+        raise OutputError(f"the report {paths.report} cannot be written: {error}") from error
+    if json:
+        tell({"run": paths.root.name, "report": path})
+    else:
+        print(path)
     if open_ and not webbrowser.open(path.absolute().as_uri()):
         print("no browser could be opened here", file=sys.stderr)
         return Exit.FAILED
@@ -292,7 +308,7 @@ def clean(
     """Remove old run folders, with their logs and the outputs that lie in them.
 
     Never removed are a run that a driver works on, and outputs that lie elsewhere. Only with `--everything`:
-    the newest completed run of a step, and a run that can be resumed.
+    the newest completed run of a step, a run that can be resumed, and one whose record cannot be read.
 
     Examples:
 

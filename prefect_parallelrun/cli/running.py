@@ -283,6 +283,8 @@ def _told(result: ParallelRunResult, *, as_json: bool) -> Exit:
 def script_errors(pdb: bool) -> Iterator[Callable[[BaseException], None]]:
     """Show what a script raises, as it would look if that had been called by hand; `with` ends then.
 
+    `sys.exit()` in it is an error like others: no worker process may end like that.
+
     Args:
         pdb: whether to open the debugger there.
     """
@@ -290,10 +292,12 @@ def script_errors(pdb: bool) -> Iterator[Callable[[BaseException], None]]:
     import traceback
     from pdb import post_mortem
 
+    from prefect_parallelrun.stopping import Terminated
+
     raised: list[BaseException] = []
 
     def on_error(error: BaseException) -> None:
-        if not isinstance(error, Exception) or isinstance(error, bdb.BdbQuit):
+        if isinstance(error, (KeyboardInterrupt, Terminated, bdb.BdbQuit)):
             return
         raised.append(error)
         traceback.print_exception(type(error), error, _below_ours(error))
@@ -304,12 +308,12 @@ def script_errors(pdb: bool) -> Iterator[Callable[[BaseException], None]]:
         yield on_error
     except bdb.BdbQuit:
         raise KeyboardInterrupt from None
-    except Exception as error:
+    except BaseException as error:
         if error not in raised:
             raise
 
 
-def _below_ours(error: Exception) -> TracebackType | None:
+def _below_ours(error: BaseException) -> TracebackType | None:
     """Return where an exception was raised, without the frames of this package above the script's own.
 
     None: none was of the script; then the text of the error says by itself what is wrong.

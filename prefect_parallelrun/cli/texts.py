@@ -25,13 +25,13 @@ from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
 from prefect_parallelrun.planning.outline import Outline, SizeBin
 from prefect_parallelrun.report import status
-from prefect_parallelrun.report.failure import entry
+from prefect_parallelrun.report.failure import entry, headline
 from prefect_parallelrun.report.overview import PROGRESS_S
 from prefect_parallelrun.report.progress import RUNNING
 from prefect_parallelrun.report.status import Status
 from prefect_parallelrun.report.summary import errors_line
 from prefect_parallelrun.report.terminal import TerminalBar
-from prefect_parallelrun.report.wording import duration, visible
+from prefect_parallelrun.report.wording import duration, one_line, visible
 
 ITEMS_SHOWN = 3
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -67,8 +67,8 @@ def show_status(found: Status) -> None:
         if pulse.standing is not None:
             lines.append(("progress", str(pulse.standing)))
             lines += [("", doing) for doing in pulse.standing.doing]
-    elif pulse.state == status.INTERRUPTED:
-        lines.append(("", "its driver is gone; the next run of the step goes on with it"))
+    elif found.again is not None:
+        lines.append(("", found.again))
     if found.started_at is not None:
         lines.append(("started", _moment(found.started_at)))
     if found.ended_at is not None:
@@ -78,13 +78,14 @@ def show_status(found: Status) -> None:
     for node in found.nodes:
         left = "" if node.left_at is None else f", left{f': {node.reason}' if node.reason else ''}"
         lines.append(
-            ("node", f"{node.node} on {node.host or '?'}, {node.processes} processes{left}")
+            (
+                "node",
+                f"{node.node} on {node.host or '?'}, {_count(node.processes, 'process', 'processes')}{left}",
+            )
         )
     if found.newest_error is not None:
         error = found.newest_error
-        lines.append(
-            ("newest error", f"{error.type}: {_first_line(error.message)} ({error.where})")
-        )
+        lines.append(("newest error", headline(error)))
         lines.append(("", f"× {error.count:,}; all: parallelrun errors {found.run_id}"))
     places = {
         "output": found.output,
@@ -117,9 +118,10 @@ def status_json(found: Status) -> dict[str, Any]:
         "attempts": summary["attempts"],
         "rows": summary["rows"],
         "closing_line": found.items,
-        "distinct_errors": len(found.summary.errors),
+        "distinct_errors": found.summary.distinct_errors,
         "newest_error": None if found.newest_error is None else asdict(found.newest_error),
         "reuse": found.reuse,
+        "again": found.again,
         "nodes": [asdict(node) for node in found.nodes],
         "run_folder": found.run_folder,
         "output": found.output or None,
@@ -139,7 +141,7 @@ def show_errors(found: Status, limit: int) -> None:
     if not groups and not summary.missing_rows:
         print(f"no errors in run {found.run_id} ({found.pulse.state})")
         if summary.items.failed:
-            print(f"{summary.items.failed:,} items failed: {found.failed_items}")
+            print(f"{_items(summary.items.failed)} failed: {found.failed_items}")
         return
     print(f"run {found.run_id} ({found.pulse.state})")
     print(visible(errors_line(summary)))
@@ -150,11 +152,11 @@ def show_errors(found: Status, limit: int) -> None:
     print()
     if summary.missing_rows:
         print(
-            f"{summary.missing_rows:,} items failed since run() returned fewer elements than items"
+            f"{_items(summary.missing_rows)} failed since run() returned fewer elements than items"
         )
     if summary.items.failed or summary.mini_batches.failed:
         listed = found.failed_items or "listed once the run has ended"
-        print(f"{summary.items.failed:,} items failed: {listed}")
+        print(f"{_items(summary.items.failed)} failed: {listed}")
         print(f"try one again here: parallelrun replay {found.run_id} MINI_BATCH")
 
 
@@ -181,7 +183,7 @@ def show_plan(
         ("to read", _bytes(outline.bytes)),
         (
             "processes",
-            f"{processes:,} on {config.node_count:,} node{'s' * (config.node_count > 1)}",
+            f"{processes:,} on {_count(config.node_count, 'node')}",
         ),
     ]
     lines += [("note", note) for note in plan.notes]
@@ -195,14 +197,14 @@ def show_plan(
     if largest:
         print("\nthe largest")
         for one, items_shown in largest:
-            count = "" if one.items is None else f", {one.items:,} items"
-            print(f"  {one.index:,}: {_bytes(one.size)}{count}: {visible(', '.join(items_shown))}")
+            count = "" if one.items is None else f", {_items(one.items)}"
+            print(f"  {one.index:,}: {_bytes(one.size)}{count}: {one_line(', '.join(items_shown))}")
 
 
 def show_reuse(reuse: Reuse) -> None:
     """Print what would be taken over of earlier runs."""
     for sentence in reuse.reasons:
-        print(visible(sentence))
+        print(one_line(sentence))
 
 
 def _projected(projection: Projection) -> list[str]:
@@ -210,8 +212,9 @@ def _projected(projection: Projection) -> list[str]:
     return [
         f"{duration(one.mean_s)} per mini-batch ({duration(one.least_s)} to {duration(one.most_s)}, "
         f"{one.timed:,} timed here), {duration(one.start_s)} to start",
-        f"about {duration(one.total_s)} (± {duration(one.doubt_s)}) for {one.mini_batches:,} mini-batches "
-        f"on {one.processes:,} processes, if each is as fast as this one",
+        f"about {duration(one.total_s)} (± {duration(one.doubt_s)}) for "
+        f"{_count(one.mini_batches, 'mini-batch', 'mini-batches')} "
+        f"on {_count(one.processes, 'process', 'processes')}, if each is as fast as this one",
     ]
 
 
@@ -237,7 +240,10 @@ def age(text: str) -> timedelta:
     match = re.fullmatch(r"([0-9]+) ?([mhdw])", text.strip())
     if match is None:
         raise refuse("older-than", text, "give minutes, hours, days or weeks: 90m, 36h, 30d, 8w")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    try:
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    except (OverflowError, ValueError):
+        raise refuse("older-than", text, "no run is that old") from None
 
 
 def show_cleaned(
@@ -250,7 +256,8 @@ def show_cleaned(
             print(refused[one.folder], file=sys.stderr)
             continue
         what = f"kept, {one.kept}" if one.kept else ("would be removed" if dry_run else "removed")
-        print(f"{one.step}/{one.run_id} ({one.state}, {_bytes(one.bytes)}): {what}")
+        name = one_line(f"{one.step}/{one.run_id}")
+        print(f"{name} ({one.state}, {_bytes(one.bytes)}): {what}")
     would = "would be removed" if dry_run else "removed"
     freed = _bytes(sum(one.bytes for one in gone))
     print(f"{len(gone):,} of {len(verdicts):,} run folders {would}, {freed}")
@@ -277,14 +284,22 @@ def _print_columns(lines: Sequence[tuple[str, str]]) -> None:
     width = max(len(name) for name, _ in lines)
     before = ""
     for name, value in lines:
-        print(f"{'' if name == before else name:{width}}  {visible(value)}")
+        print(f"{'' if name == before else name:{width}}  {one_line(value)}")
         before = name
+
+
+def _count(count: int, noun: str, plural: str = "") -> str:
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def _items(count: int) -> str:
+    return _count(count, "item")
 
 
 def _bytes(size: int) -> str:
     """Write a size in units of 1024, as `mini_batch_size` has them."""
     if size < 1024:
-        return f"{size:,} bytes"
+        return _count(size, "byte")
     value = float(size)
     for unit in ("KB", "MB", "GB"):
         value /= 1024
@@ -299,7 +314,3 @@ def _moment(moment: datetime) -> str:
 
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
-
-
-def _first_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[0][:200]

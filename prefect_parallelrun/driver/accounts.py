@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver.bundle import sample
 from prefect_parallelrun.driver.schedule import Schedule
 from prefect_parallelrun.models import Counts, RunSummary
@@ -18,7 +19,7 @@ from prefect_parallelrun.planning import Plan
 from prefect_parallelrun.report import failed_items, failure, job_report, job_result
 from prefect_parallelrun.report.gather import gather
 from prefect_parallelrun.report.page import write_report
-from prefect_parallelrun.report.summary import DISTINCT_ERRORS_SHOWN, summarise
+from prefect_parallelrun.report.summary import summarise, with_process_errors
 from prefect_parallelrun.run_record import RunRecord
 
 
@@ -27,6 +28,7 @@ class Accounts:
     """The summary and the reports of one sitting; before `begin` it has only what earlier ones left."""
 
     paths: RunPaths
+    definition: StepDefinition
     output: str
     """The output folder, or its URL."""
     started_at: datetime
@@ -35,6 +37,8 @@ class Accounts:
     """Of the run."""
     _plan: Plan | None = None
     _schedule: Schedule | None = None
+    _unwritten: list[str] = field(default_factory=list)
+    """What could not be written, and why."""
 
     def begin(self, plan: Plan, schedule: Schedule) -> None:
         """Take note of what is scheduled; from now on there is a journal."""
@@ -54,11 +58,12 @@ class Accounts:
         if self._schedule is None:
             return summary
         starts = failure.process_errors(self._schedule.script_failures, self.paths)
-        room = DISTINCT_ERRORS_SHOWN - len(starts)
-        return replace(summary, errors=summary.errors[:room] + starts)
+        return with_process_errors(summary, starts)
 
     def report(self, summary: RunSummary, record: RunRecord, *, failed: str | None) -> Path | None:
         """Write the error summary, the failed items, the job report, the HTML report and the job result.
+
+        Each on its own: what cannot be written is told in the log and in the job result, and raises nothing.
 
         Args:
             summary: see `add_up`.
@@ -68,41 +73,57 @@ class Accounts:
         Returns:
             Where the HTML report is; None where it could not be written.
         """
-        failure.write_error_summary(self.paths, summary)
+        with self.at_no_cost("The errors of processes"):
+            failure.keep_process_errors(self.paths, summary)
+        with self.at_no_cost("The error summary"):
+            failure.write_error_summary(self.paths, summary)
         if self._plan is not None:
-            with Journal(self.paths.journal) as journal:
+            with (
+                self.at_no_cost("The list of failed items"),
+                Journal(self.paths.journal) as journal,
+            ):
                 failed_items.write_failed_items(
                     self.paths, journal, self._items_of, kind=self._plan.kind
                 )
-                with self._at_no_cost("The job report"):
-                    job_report.write_job_report(self.paths, journal)
+            with self.at_no_cost("The job report"), Journal(self.paths.journal) as journal:
+                job_report.write_job_report(self.paths, journal)
         report = None
         # After all that it links to but the result, which names it.
-        with self._at_no_cost("The report"):
+        with self.at_no_cost("The report"):
             # Where only reading the inputs tells how they are cut, they are not read for this alone.
             known = self._plan is not None and record.mini_batches is not None
             items_of = self._items_of if known else None
-            data = gather(self.paths, record, summary, items_of=items_of, failure=failed)
+            data = gather(
+                self.paths,
+                record,
+                summary,
+                items_of=items_of,
+                failure=failed,
+                definition=self.definition,
+            )
             report = write_report(self.paths, data)
-        job_result.write_job_result(
-            self.paths,
-            summary,
-            step=record.step,
-            run_id=record.run_id,
-            state=record.state,
-            output=self.output,
-            started_at=self.started_at,
-            ended_at=datetime.now(UTC),
-            failure=failed,
-        )
+        with self.at_no_cost("The job result"):
+            job_result.write_job_result(
+                self.paths,
+                summary,
+                step=record.step,
+                run_id=record.run_id,
+                state=record.state,
+                output=self.output,
+                started_at=self.started_at,
+                ended_at=datetime.now(UTC),
+                failure=failed,
+                unwritten=self._unwritten,
+            )
         return report
 
     @contextmanager
-    def _at_no_cost(self, what: str) -> Iterator[None]:
-        """Give up what cannot be written and is only to be looked at: it must not hide how the run ended."""
+    def at_no_cost(self, what: str) -> Iterator[None]:
+        """Give up what cannot be written: it must not hide how the run ended."""
         try:
             yield
         except Exception as error:
+            self._unwritten.append(f"{what}: {error}")
             self.log.warning("%s could not be written: %s", what, error, exc_info=True)
 
     def _items_of(self, indices: Iterable[int]) -> Iterator[tuple[int, list[str]]]:

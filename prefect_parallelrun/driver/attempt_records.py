@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_parallelrun.driver.bundle import Pending, sample
-from prefect_parallelrun.models import AttemptError, AttemptRecord, Outcome
+from prefect_parallelrun.models import UNKNOWN_S, AttemptError, AttemptRecord, Outcome
 
 MISFIT = "Misfit"
 """The type of the error that the driver itself finds, when it sees the rows (R221)."""
@@ -59,7 +59,7 @@ def failure(
         items_failed=total if final else 0,
         started_at=result.get("started_at", 0.0),
         elapsed_s=result.get("elapsed_s", 0.0),
-        cpu_s=result.get("cpu_s", 0.0),
+        cpu_s=result.get("cpu_s", UNKNOWN_S),
         load_s=result.get("load_s", 0.0),
         run_s=result.get("run_s", 0.0),
         error=AttemptError(**result["error"]),

@@ -71,11 +71,6 @@ class Dispatch:
         return self.planned_all and not self._ahead
 
     @property
-    def running(self) -> int:
-        """Mini-batches in flight."""
-        return sum(len(bundle.members) for bundle in self._bundles.values())
-
-    @property
     def processes(self) -> int:
         """Of all nodes."""
         return sum(node.processes for node in self._nodes.values())

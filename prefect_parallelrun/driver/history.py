@@ -14,6 +14,8 @@ NOT_STARTED = "not started"
 """`ProcessRecord.reason` of one that the system refused to start."""
 STOPPED = "stopped"
 """See `messages.Event.reason`: it was told to end, and did."""
+CANCELLED = "cancelled"
+"""It was killed, whatever it was at."""
 
 
 class History:
@@ -76,11 +78,15 @@ class History:
                 del self._processes[key]
                 self._note(replace(known, ended_at=at, reason=news["reason"]))
 
-    def end(self) -> None:
-        """Note the end of the sitting, after which nothing that it had started is left."""
+    def end(self, reason: str) -> None:
+        """Note the end of the sitting, after which nothing that it had started is left.
+
+        Args:
+            reason: why the processes ended of which nothing was heard.
+        """
         now = time.time()
         for process in self._processes.values():
-            self._note(replace(process, ended_at=now, reason=STOPPED))
+            self._note(replace(process, ended_at=now, reason=reason))
         for node in self._nodes.values():
             self._note(replace(node, left_at=now))
         self._processes.clear()

@@ -22,11 +22,14 @@ from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver.bundle import Bundle, Pending
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.errors import DatasetError, refuse
+from prefect_parallelrun.models import MiniBatch
+from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.node.fetching import Fetching
 from prefect_parallelrun.node.side_inputs import with_paths
 from prefect_parallelrun.node.transfer import Unavailable
 from prefect_parallelrun.planning import Plan, plan_step
 from prefect_parallelrun_runtime import encode, entry_script, load, path_values, script
+from prefect_parallelrun_runtime.load_error import LoadError
 
 OnError = Callable[[BaseException], None]
 """Called with what the script raised while everything is still as it was then; for a debugger."""
@@ -91,6 +94,17 @@ class Here:
         self.seconds: list[float] = []
         """How long each mini-batch took that was run, its loading included."""
 
+    def count(self, mini_batch: MiniBatch) -> int:
+        """Return how many items a mini-batch has, which for rows only its data tell.
+
+        Raises:
+            DatasetError: they cannot be read.
+        """
+        if mini_batch.items is not None:
+            return mini_batch.items
+        reader = _reader(self.plan.readers, mini_batch.input_index)
+        return self._node.count(Pending(mini_batch), reader)
+
     def run(self, chosen: Sequence[Pending], on_error: OnError | None) -> list[Any]:
         """Return what `run()` returned for mini-batches, or parts of them."""
         # Not the step's own: what is tried out is not its output.
@@ -145,11 +159,28 @@ class _Node:
 
     def run(self, loaded: script.Script, one: Pending, reader: dict[str, Any]) -> Any:
         """Call `run()` while the data of its mini-batch is there."""
+        with self._staged(one) as (index, work):
+            return _run(loaded, index, work, reader)
+
+    def count(self, one: Pending, reader: dict[str, Any]) -> int:
+        """Return how many items there are.
+
+        Raises:
+            DatasetError: they cannot be read.
+        """
+        try:
+            with self._staged(one) as (_, work):
+                return load.load(work, reader).items
+        except LoadError as error:
+            raise DatasetError(str(error)) from error
+
+    @contextmanager
+    def _staged(self, one: Pending) -> Iterator[tuple[int, dict[str, Any]]]:
         bundle = Bundle(number=one.mini_batch.index, node="", members=[one])
         tasks = json.dumps(self._fetched.tasks(bundle)).encode()
         with self._fetching.staged(bundle.number, tasks) as ready:
             [[index, _, _, work]] = json.loads(ready)
-            return _run(loaded, index, work, reader)
+            yield index, work
 
 
 @contextmanager
@@ -200,8 +231,8 @@ def _as_in_a_worker_process(
 ) -> Iterator[None]:
     """Give the script the arguments, environment and working directory of a worker process."""
     folder.mkdir()
-    for entry in definition.config.source_folder.iterdir():
-        (folder / entry.name).symlink_to(entry)
+    # Copies, since a script may write into its working directory.
+    snapshot.lay_out(definition.config, folder, leave_out=(*definition.left_out, folder.parent))
     before = os.environ.copy(), sys.argv[:], sys.path[:], Path.cwd()
     modules = set(sys.modules)
     os.environ.update(definition.config.environment_variables or {})

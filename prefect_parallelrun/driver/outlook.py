@@ -33,8 +33,6 @@ class Outlook:
         self._settled_before = self._settled
         self._fetching: dict[str, str] = {}
         """By node that has not joined yet: how it gets on with its side inputs."""
-        self.rows = 0
-        """Rows returned in this sitting by mini-batches that succeeded."""
 
     def bundle_started(self, now: float) -> bool:
         """Note that a mini-batch runs; return whether it is the first of the sitting."""
@@ -68,15 +66,20 @@ class Outlook:
             succeeded=tracker.mini_batches_succeeded,
             failed=tracker.mini_batches_failed,
             retried=tracker.retries,
-            running=tracker.running,
+            running=self._running(),
             items_succeeded=tracker.items_succeeded,
             items_failed=tracker.items_failed,
-            rows=self.rows,
+            rows=tracker.rows,
             rate=rate,
             left_s=left_s,
             elapsed_s=now - self._began,
             doing=self._doing(now, joining),
         )
+
+    def _running(self) -> int:
+        """Return how many mini-batches run: one of each bundle that is begun, and of each process."""
+        begun = self._waits.begun_by_node()
+        return sum(min(many, self._starts.at(node)[1]) for node, many in begun.items())
 
     @property
     def _settled(self) -> int:

@@ -43,11 +43,20 @@ def replay(
         on_error: see `inline.debug`.
 
     Raises:
-        OutputError: the run cannot be read, or its inputs are others now.
+        OutputError: the run cannot be read, was never planned, or its inputs are others now.
+        DatasetError: an input cannot be read.
         ConfigError: it has no such mini-batch, or that has no such items.
         Exception: whatever the script raised, as it was.
     """
-    record, definition = RunRecord.read(paths), kept_definition(paths)
+    if mini_batch < 0:
+        raise refuse("mini_batch", mini_batch, "they are counted from 0")
+    record = RunRecord.read(paths)
+    if not record.grouping:
+        raise OutputError(
+            f"run {record.run_id} ended before anything was planned, so it has no mini-batches: {paths.job_result} "
+            "says why"
+        )
+    definition = kept_definition(paths)
     with ExitStack() as held:
         if as_it_was:
             folder = held.enter_context(tempfile.TemporaryDirectory(prefix="parallelrun-replay-"))
@@ -74,8 +83,9 @@ def replay(
                 raise refuse(
                     "mini_batch", mini_batch, f"run {record.run_id} has 0 to {count - 1:,}"
                 )
-            if items is not None and chosen.items is not None and items[1] > chosen.items:
-                raise refuse("items", f"{items[0]}:{items[1]}", f"it has {chosen.items:,} items")
+            if items is not None and items[1] > (count := ready.count(chosen)):
+                noun = "items" if chosen.items is not None else "rows"
+                raise refuse("items", f"{items[0]}:{items[1]}", f"it has {count:,} {noun}")
             (result,) = ready.run([Pending(chosen, part=items)], on_error)
             return result
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from prefect_parallelrun.definition import StepDefinition
-from prefect_parallelrun.driver import policy
+from prefect_parallelrun.driver import history, policy
 from prefect_parallelrun.driver.attempt_records import MISFIT
 from prefect_parallelrun.driver.bundle import Ended, Settled
 from prefect_parallelrun.driver.cluster import Cluster
@@ -21,7 +21,6 @@ from prefect_parallelrun.driver.events import (
     NoSideInputs,
     NoWorkerLeft,
 )
-from prefect_parallelrun.driver.history import History
 from prefect_parallelrun.driver.outlook import Outlook
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.starts import Starts
@@ -33,7 +32,7 @@ from prefect_parallelrun.errors import (
     EntryScriptError,
     ErrorThresholdExceeded,
 )
-from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch, Outcome
+from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch
 from prefect_parallelrun.output.columns import admission
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
@@ -46,6 +45,11 @@ TICK_S = 0.1
 """How long the driver waits for news before it looks at its limits, and whether it is to stop."""
 SHOW_S = 0.2
 """How often whoever watches is told where the run stands."""
+TROUBLE = {
+    "logs_lost": "log files are lost, but nothing else",
+    "monitor_trouble": "its resources are not watched as they should be",
+}
+"""What a node goes on without, by the event that tells of it."""
 
 
 class Schedule:
@@ -96,7 +100,7 @@ class Schedule:
             node_count=config.node_count,
             limit_s=settings["init_timeout_s"],
         )
-        self._history = History(writer.note)
+        self._history = history.History(writer.note)
         self._waits = Waits(definition.options, settings, max_attempts=limits.max_attempts, now=now)
         self._outlook = Outlook(self._tracker, self._starts, self._waits, began=now)
         self._last_shown = now
@@ -154,6 +158,7 @@ class Schedule:
                 self._cluster.close(gracefully=gracefully)
             finally:
                 self._hear_the_last()
+                self._history.end(history.STOPPED if gracefully else history.CANCELLED)
 
     def _hear_the_last(self) -> None:
         """Take note of what came since the loop ended.
@@ -167,11 +172,10 @@ class Schedule:
                     self._history.node_joined(event)
                 case NodeLost():
                     self._history.node_lost(event)
-                case NodeNews() if event.event["name"] == "shutdown_failed":
+                case NodeNews() if event.event["name"] in ("shutdown_failed", *TROUBLE):
                     self._news(event.event)
                 case NodeNews():
                     self._history.heard(event.event)
-        self._history.end()
 
     def _why_nothing(self) -> str:
         done = self._tracker.mini_batches_succeeded
@@ -219,8 +223,6 @@ class Schedule:
             self._waits.done(time.monotonic())
         for one in settled:
             self._writer.add(one.record, one.data, one.columns)
-            if one.record.final and one.record.outcome == Outcome.SUCCEEDED:
-                self._outlook.rows += one.record.rows
             if one.record.error is not None:
                 self._tell(one)
         if (extra := self._tracker.overlong) is not None and not self._warned:
@@ -278,6 +280,8 @@ class Schedule:
         self._log.debug("%s", news)
         self._starts.heard(news, time.monotonic())
         self._history.heard(news)
+        if trouble := TROUBLE.get(name):
+            self._log.warning("%s: %s: %s", news["node"], trouble, news["reason"])
         if name == "shutdown_failed":
             self._shutdown_failures.append(news)
             self._log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -26,10 +27,12 @@ from prefect_parallelrun.driver.worker_settings import worker_settings
 from prefect_parallelrun.errors import (
     EntryScriptError,
     ErrorThresholdExceeded,
+    InitFailed,
+    NoProgress,
     ParallelRunError,
     RunCancelled,
 )
-from prefect_parallelrun.models import RunSummary
+from prefect_parallelrun.models import Counts, RunSummary
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.lock import RunLock
 from prefect_parallelrun.output.trouble import explained
@@ -75,7 +78,9 @@ class Sitting:
         if self.earlier is not None:
             self.record = self.earlier
         self.delivery = Delivery(self.definition, self.paths)
-        self.accounts = Accounts(self.paths, self.delivery.place, self.began, self.log)
+        self.accounts = Accounts(
+            self.paths, self.definition, self.delivery.place, self.began, self.log
+        )
         config = self.definition.config
         self.limits = policy.Limits(
             max_attempts=config.run_max_try,
@@ -122,7 +127,7 @@ class Sitting:
             self._source = snapshot.take(
                 self.definition.config,
                 draft,
-                leave_out=(*self.definition.left_out, self.delivery.destination),
+                leave_out=(*self.definition.left_out, self.delivery.destination, self.paths.root),
             )
         # Edited since the fingerprint was made, it would make rows that belong to another one.
         edited = source_sha256 not in (None, self._source.sha256)
@@ -205,25 +210,28 @@ class Sitting:
             error.run_id, error.logs_directory = self.record.run_id, str(self.paths.logs)
         elif isinstance(error, Exception):
             self.log.error("The driver failed: %s", _named(error), exc_info=error)
+        ours = self._opened or self.earlier is None
+        kept, summary = "", RunSummary(mini_batches=Counts(), items=Counts(), attempts=0, rows=0)
+        text = _text(error, kept, summary, self.paths)
         try:
             summary = self.accounts.add_up(self.record)
             kept = self._kept(summary)
-            if not self._opened:
-                summary = replace(summary, errors=(), missing_rows=0)  # not of this sitting
+            if not self._opened:  # they are not of this sitting
+                summary = replace(
+                    summary, errors=(), distinct_errors=0, errors_counted=0, missing_rows=0
+                )
             text = _text(error, kept, summary, self.paths)
-            if self._opened or self.earlier is None:
-                self._leave(summary, state, text)
-        except Exception as unwritten:
-            # A full disk, or a fault of ours, must not hide why the run failed.
-            self.overview.end(state, f"{error}\nThe reports could not be written: {unwritten}")
-            self.log.error(
-                "The reports of the run could not be written: %s", unwritten, exc_info=True
-            )
-            raise error from error.__cause__
+            if ours:
+                self._report(summary, state, failed=text)
+        except Exception as unread:
+            # A journal that cannot be read, or a fault of ours, must not hide why the run failed.
+            self.log.error("The reports of the run could not be written: %s", unread, exc_info=True)
+        if ours:
+            self._leave(state)
         where = f"Start looking in {self.paths.job_result}, then in {self.paths.driver_log}"
         self.overview.end(state, f"{text}\n{where}")
         if cancelled or not isinstance(error, ParallelRunError):  # nobody may read its text
-            self.log.warning("%s (%s). %s", state, type(error).__name__, kept)
+            self.log.warning(" ".join(filter(None, [f"{state} ({_why(error)}).", kept])))
         if not isinstance(error, ParallelRunError):
             raise error
         raise type(error)(
@@ -251,16 +259,17 @@ class Sitting:
         except Exception as error:
             self.log.debug("The step cannot be written down: %r", error)
 
-    def _leave(self, summary: RunSummary, state: str, text: str) -> None:
+    def _leave(self, state: str) -> None:
         """Write down how a sitting ended that did not complete."""
-        self._report(summary, state, failed=text)
         changes: dict[str, object] = {}
         if self.earlier is not None and not self._attempts:
             # There are no rows of another source or input, so the run is still its step's.
             changes = self.earlier.model_dump(include={"fingerprint", "source_sha256", "contents"})
         if self._opened and self.record.append_row_file_name is None:
-            manifest.write(self.paths.root, self.delivery.destination, None)
-        self._write_down(state, **changes)
+            with self.accounts.at_no_cost("How the output looks"):
+                manifest.write(self.paths.root, self.delivery.destination, None)
+        with self.accounts.at_no_cost("The state of the run"):
+            self._write_down(state, **changes)
 
     def _look(self) -> None:
         """Raise if this driver is to stop."""
@@ -309,8 +318,9 @@ class Sitting:
         )
         report = self._report(summary, result.state, failed=None)
         result = result.model_copy(update={"report": None if report is None else str(report)})
-        manifest.write(self.paths.root, self.delivery.destination, file, uploaded=uploaded)
-        self._write_down(result.state, mini_batches=schedule.planned)
+        with explained(self.paths.journal):
+            manifest.write(self.paths.root, self.delivery.destination, file, uploaded=uploaded)
+            self._write_down(result.state, mini_batches=schedule.planned)
         told = f"{closing_line(summary)}; output: {result.append_row_file or result.output}"
         self.overview.end(result.state, told)
         self.log.info("%s: %s", result.state, told)
@@ -353,9 +363,19 @@ def _text(error: BaseException, kept: str, summary: RunSummary, paths: RunPaths)
     elif isinstance(error, Exception):
         cause = f"the driver failed: {_named(error)}\nits stack trace: {paths.driver_error}"
     else:
-        cause = f"the run was stopped from outside ({_named(error)})"
+        cause = f"the run was stopped from outside ({_why(error)})"
     cause = "\n".join(filter(None, [cause, kept]))
-    return failure.failure_text(summary, cause=cause, paths=paths)
+    of_starts = isinstance(error, InitFailed | NoProgress)
+    return failure.failure_text(summary, cause=cause, paths=paths, of_starts=of_starts)
+
+
+def _why(error: BaseException) -> str:
+    """Say in a few words what ended a sitting: a signal comes as an exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C or SIGINT"
+    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
+        return "SIGTERM"
+    return str(error) if isinstance(error, ParallelRunError) else type(error).__name__
 
 
 def _named(error: BaseException) -> str:

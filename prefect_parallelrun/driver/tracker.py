@@ -53,8 +53,10 @@ class Tracker:
         self.mini_batches_failed = 0
         self.items_succeeded = earlier.items
         self.items_failed = earlier.items_failed
+        self.rows = earlier.rows
         self.attempts = 0
         self.retries = 0
+        """Attempts after a first one, each of a part included."""
         self.overlong: MiniBatch | None = None
         """The first mini-batch for which `run()` returned more elements than it has items (R16)."""
 
@@ -84,11 +86,6 @@ class Tracker:
     def done(self) -> bool:
         """Whether every mini-batch of the plan is settled."""
         return self._dispatch.done
-
-    @property
-    def running(self) -> int:
-        """Mini-batches in flight."""
-        return self._dispatch.running
 
     def exceeded(self) -> str | None:
         """Return which threshold is exceeded, in words, or None."""
@@ -257,6 +254,7 @@ class Tracker:
         split.open -= 1
         for part in splitting.cut(*(member.part or (0, member.items)), single=not self._promising):
             split.open += 1
+            self.retries += 1
             one = Pending(
                 member.mini_batch,
                 attempt=member.attempt + 1,
@@ -291,12 +289,14 @@ class Tracker:
 
         That is what the attempt came to if it is final, else what held before.
         """
-        items, failed = record.items_succeeded, record.items_failed
+        items, failed, rows = record.items_succeeded, record.items_failed, record.rows
         succeeded = record.outcome == Outcome.SUCCEEDED
         if not record.final:
             (items, failed), succeeded = self._earlier.missing[record.mini_batch, record.part], True
+            rows = items
         self.items_succeeded += items
         self.items_failed += failed
+        self.rows += rows
         if (split := member.split) is not None:
             split.open -= 1
             split.succeeded |= items > 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefect_parallelrun.driver.bundle import Bundle, sample
@@ -117,6 +118,10 @@ class Waits:
             return "No node was there"
         said = shown(sorted(self._nodes), lambda node: self._describe_node(node, now))
         return "; ".join(said)
+
+    def begun_by_node(self) -> Mapping[str, int]:
+        """Return how many bundles are begun and not back, by node."""
+        return Counter(f.bundle.node for f in self._flights.values() if f.begun)
 
     def at(self, node: str, now: float) -> tuple[int, str]:
         """Return how many bundles a node is at, and of which mini-batch it has been for longest, in words."""

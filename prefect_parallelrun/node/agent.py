@@ -50,6 +50,9 @@ LEASE_S = 8.0
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
 
+LAST_NEWS = ("shutdown_failed", "process_ended", "monitor_trouble")
+"""What is told with the node's end, when it comes in the course of that."""
+
 SECRETS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 """Left out of the environment of worker processes: scripts never speak with Prefect's API."""
 
@@ -124,8 +127,6 @@ class NodeAgent(distributed.WorkerPlugin):
         settings["source_folder"] = str(folder / "source")
         settings["work_folder"] = str(folder)
         snapshot.unpack(self._paths.source.read_bytes(), folder / "source")
-        for file in settings["files"].values():
-            Path(str(file)).parent.mkdir(parents=True, exist_ok=True)
         with self._birth:
             if self._ended:  # while the source was unpacked
                 raise ClusterError("the run is over")
@@ -245,6 +246,7 @@ class NodeAgent(distributed.WorkerPlugin):
                     self._paths,
                     ProcessTree(supervisor, name),
                     disks=[self._paths.root, *map(Path, folders)],
+                    tell=lambda told: self._publish({"name": "monitor_trouble", "reason": told}),
                 )
 
     def _heard(self, event: dict[str, Any]) -> None:
@@ -255,7 +257,7 @@ class NodeAgent(distributed.WorkerPlugin):
 
     def _publish(self, event: dict[str, Any]) -> None:
         news = {**event, "node": self._settings["node"]}
-        if self._ended and event["name"] in ("shutdown_failed", "process_ended"):
+        if self._ended and event["name"] in LAST_NEWS:
             self._last_news.append(news)
             return
         with contextlib.suppress(RuntimeError):  # the worker's loop is closed: nobody listens

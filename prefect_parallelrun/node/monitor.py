@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from prefect_parallelrun.node.process_tree import ProcessTree
 from prefect_parallelrun.node.readings import Disks, Machine, Processes, Row
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
-
-logger = logging.getLogger(__name__)
 
 FIRST_S = 0.2
 """After the supervisor was started: by then its worker processes are there, and CPU percent has something
@@ -38,6 +35,7 @@ class Monitor:
         paths: of the run.
         tree: the node's processes.
         disks: folders of which the file systems matter.
+        tell: takes what goes wrong, in words, each once.
     """
 
     def __init__(
@@ -47,6 +45,7 @@ class Monitor:
         tree: ProcessTree,
         *,
         disks: Iterable[Path],
+        tell: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._interval_s = settings["monitor_interval_s"]
@@ -54,6 +53,8 @@ class Monitor:
         self._paths = paths
         self._tree = tree
         self._folders = list(disks)
+        self._tell = tell
+        self._failed = False
         self._ending = threading.Event()
         # A daemon: it may hang in a file system that does not answer.
         self._thread = threading.Thread(
@@ -70,13 +71,23 @@ class Monitor:
     # -- in the thread -----------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            self._sample_on()
-        except OSError as error:
-            logger.warning("The resource monitor of %s gives up: %s", self._node, error)
-        except Exception:
-            logger.warning("The resource monitor of %s gives up", self._node, exc_info=True)
+        while True:
+            try:
+                self._sample_on()
+                return
+            except Exception as error:
+                self._note(error)
+            if self._ending.is_set():
+                return
+            self._ending.wait(self._interval_s)
+
+    def _note(self, error: Exception) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        if not isinstance(error, OSError):
             note(self._settings, "sampling resources")
+        self._tell(f"{error!r}; it is tried again after each --resource_monitor_interval")
 
     def _sample_on(self) -> None:
         machine = Machine()
@@ -102,7 +113,7 @@ class Monitor:
         _append(paths.node_usage(node), now, machine.columns, machine.rows())
         _append(paths.disk_usage(node), now, disks.columns, disks.rows())
         while disks.trouble:
-            logger.warning("%s: %s", node, disks.trouble.pop())
+            self._tell(disks.trouble.pop())
         if listed:
             self._list_all(now)
         ended = time.monotonic()

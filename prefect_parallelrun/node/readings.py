@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 
+from prefect_parallelrun.cells import in_one_cell
 from prefect_parallelrun.node.gpus import Devices
 from prefect_parallelrun.node.process_tree import ProcessTree
 
@@ -119,7 +120,7 @@ class Processes:
             took_s, used_s = now - before[0], cpu_s - before[1]
         moved = _allowed(process.io_counters)
         return [
-            *(name, process.pid, process.name()),
+            *(name, process.pid, in_one_cell(process.name())),
             round(100 * used_s / took_s, 1) if took_s > 0 else UNKNOWN,
             round(cpu_s, 2),
             *(process.memory_info().rss, process.num_threads()),

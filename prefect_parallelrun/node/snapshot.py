@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import stat
 import zipfile
 import zlib
@@ -24,6 +25,8 @@ ALWAYS_LEFT_OUT = frozenset({".git", "__pycache__"})
 IGNORE_FILES = (".amlignore", ".gitignore")
 """The first of them that the source has at its top says what is left out."""
 _PIECE = 1024 * 1024
+_OWN = stat.S_IRUSR | stat.S_IWUSR
+"""What a script may do with its copies, whatever the mode of the originals."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +71,25 @@ def take(config: ParallelRunConfig, destination: Path, *, leave_out: Sequence[Pa
 def digest(config: ParallelRunConfig, *, leave_out: Sequence[Path]) -> Snapshot:
     """Return what `take` would, without writing anything."""
     return _read(config, leave_out, None)
+
+
+def lay_out(config: ParallelRunConfig, folder: Path, *, leave_out: Sequence[Path]) -> None:
+    """Write copies of the files that `take` would put into a snapshot below `folder`.
+
+    Raises:
+        ConfigError: as `take`.
+    """
+    _, files = _shipped(config, leave_out)
+    for file in files:
+        target = folder / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(file.path, target)
+        except FileNotFoundError:
+            continue  # it vanished while the source was read
+        except PermissionError as error:
+            raise ConfigError(_unreadable(file.path, error)) from error
+        target.chmod(file.mode | _OWN)
 
 
 def differences(
@@ -131,22 +153,14 @@ def unpack(zip_bytes: bytes, folder: Path) -> None:
             with archive.open(entry) as source, target.open("wb") as file:
                 while piece := source.read(_PIECE):
                     file.write(piece)
-            target.chmod(stat.S_IMODE(entry.external_attr >> 16) | stat.S_IRUSR | stat.S_IWUSR)
+            target.chmod(stat.S_IMODE(entry.external_attr >> 16) | _OWN)
 
 
 def _read(
     config: ParallelRunConfig, leave_out: Sequence[Path], archive: zipfile.ZipFile | None
 ) -> Snapshot:
     """Hash the source, and put it into `archive` where there is one, from the same reading."""
-    walk = _Walk(str(config.source_folder), leave_out)
-    files = _within_limits(config, walk)
-    script = config.script_path.relative_to(config.source_folder).as_posix()
-    if script not in {file.name for file in files}:
-        raise refuse(
-            "entry_script",
-            config.entry_script,
-            f"{walk.ignore_file or 'the snapshot'} leaves it out",
-        )
+    walk, files = _shipped(config, leave_out)
     whole, size, kept = hashlib.sha256(), 0, 0
     for file in files:
         try:
@@ -162,9 +176,26 @@ def _read(
         sha256=whole.hexdigest(),
         files=kept,
         bytes=size,
-        entry_script=script,
+        entry_script=_script(config),
         notes=tuple(walk.notes),
     )
+
+
+def _shipped(config: ParallelRunConfig, leave_out: Sequence[Path]) -> tuple[_Walk, list[_File]]:
+    """Return the files of the source, among them the entry script, and what was seen on the way."""
+    walk = _Walk(str(config.source_folder), leave_out)
+    files = _within_limits(config, walk)
+    if _script(config) not in {file.name for file in files}:
+        raise refuse(
+            "entry_script",
+            config.entry_script,
+            f"{walk.ignore_file or 'the snapshot'} leaves it out",
+        )
+    return walk, files
+
+
+def _script(config: ParallelRunConfig) -> str:
+    return config.script_path.relative_to(config.source_folder).as_posix()
 
 
 def _copy(file: _File, archive: zipfile.ZipFile | None) -> tuple[str, int]:

@@ -35,7 +35,7 @@ SELECT (SELECT count(*) FROM attempts WHERE final = 1)
 FROM attempts WHERE final = 1 AND stop IS NOT NULL
 """
 _ITEMS = """
-SELECT total(items_succeeded), total(items_failed) FROM attempts
+SELECT total(items_succeeded), total(items_failed), total(rows) FROM attempts
 WHERE final = 1 AND outcome = 'succeeded'
 """
 
@@ -76,11 +76,13 @@ def read_earlier(journal: Journal, *, retry_missing: bool) -> Earlier:
             missing[mini_batch, None] = succeeded, failed
     again = parts.keys() | {mini_batch for mini_batch, _ in missing}
     ((mini_batches,),) = journal.select(_MINI_BATCHES)
-    ((items_succeeded, items_failed),) = journal.select(_ITEMS)
+    ((items_succeeded, items_failed, rows),) = journal.select(_ITEMS)
     return Earlier(
         mini_batches=mini_batches - len(again),
         items=int(items_succeeded) - sum(succeeded for succeeded, _ in missing.values()),
         items_failed=int(items_failed) - sum(failed for _, failed in missing.values()),
+        # Of what rows are missing, there are as many as items that succeeded.
+        rows=int(rows) - sum(succeeded for succeeded, _ in missing.values()),
         parts=parts,
         missing=missing,
     )

@@ -42,9 +42,14 @@ _DONE = (
     "SELECT group_concat(mini_batch) FROM (SELECT DISTINCT mini_batch FROM attempts "
     "WHERE final = 1 AND mini_batch > ? AND outcome = 'succeeded' ORDER BY mini_batch LIMIT ?)"
 )
+# Losing a node, or being cancelled, is no error of the script, unless the mini-batch failed for it.
+_ERROR = (
+    "error IS NOT NULL AND id > :resumed_after "
+    "AND (final = 1 OR outcome NOT IN ('node_lost', 'cancelled'))"
+)
 # A mini-batch that was split is settled when its parts are all of it; how much that is stands in the
 # attempts of the whole, which were before.
-_TOTALS = """
+_TOTALS = f"""
 WITH split AS (
     SELECT total(items_succeeded) > 0 AS succeeded, max(id) <= :resumed_after AS reused
     FROM attempts AS part WHERE final = 1 AND stop IS NOT NULL GROUP BY mini_batch
@@ -56,7 +61,7 @@ SELECT attempts,
     mini_batches + (SELECT count(*) FROM split),
     mini_batches_succeeded + (SELECT total(succeeded) FROM split),
     mini_batches_reused + (SELECT total(succeeded AND reused) FROM split),
-    items, items_succeeded, items_failed, items_reused, rows, missing_rows
+    items, items_succeeded, items_failed, items_reused, rows, missing_rows, errors, distinct_errors
 FROM (
     SELECT count(*) AS attempts,
         total(final AND stop IS NULL) AS mini_batches,
@@ -67,24 +72,23 @@ FROM (
         total(final * items_failed) AS items_failed,
         total(final * items_succeeded * (id <= :resumed_after)) AS items_reused,
         total(final * rows) AS rows,
-        total(CASE WHEN final AND outcome = 'succeeded' THEN items_failed END) AS missing_rows
+        total(CASE WHEN final AND outcome = 'succeeded' THEN items_failed END) AS missing_rows,
+        total({_ERROR}) AS errors, count(DISTINCT CASE WHEN {_ERROR} THEN error END) AS distinct_errors
     FROM attempts
 )
 """
 # With min(), SQLite takes the other columns from the row that has the minimum: the first attempt.
-# Losing a node, or being cancelled, is no error of the script, unless the mini-batch failed for it.
-_GROUPS = """
+_GROUPS = f"""
 SELECT e.type, e.location, e.message, e.traceback, g.attempts, g.mini_batch, g.items_sample,
     g.node, g.process, g.log_file
 FROM errors AS e JOIN (
     SELECT error, count(*) AS attempts, min(id) AS first, mini_batch, items_sample, node, process,
         log_file
     FROM attempts
-    WHERE error IS NOT NULL AND id > ?
-        AND (final = 1 OR outcome NOT IN ('node_lost', 'cancelled'))
+    WHERE {_ERROR}
     GROUP BY error
 ) AS g ON g.error = e.id
-ORDER BY g.attempts DESC, g.first LIMIT ?
+ORDER BY g.attempts DESC, g.first LIMIT :limit
 """
 # Only the first stack trace of each error is kept; at its end, where a message is, it gets one's own.
 _FAILURES = f"""
@@ -135,6 +139,9 @@ class Totals(NamedTuple):
     items_reused: int
     rows: int
     missing_rows: int
+    errors: int
+    """Attempts of this sitting that ended in an error of the script; see `Journal.error_groups`."""
+    distinct_errors: int
 
 
 class Failure(NamedTuple):
@@ -263,7 +270,7 @@ class Journal:
                 node,
                 process,
                 log_file,
-            ) in self.select(_GROUPS, (self._resumed_after(), limit))
+            ) in self.select(_GROUPS, {"resumed_after": self._resumed_after(), "limit": limit})
         ]
 
     def failures(self) -> Iterator[Failure]:

@@ -31,7 +31,8 @@ SELECT group_concat(
     || ({_LEAST} + CASE WHEN started_at > 0
         THEN min(max(CAST((started_at - :origin) / {_START_S} AS INTEGER), 0) + 1, {_MOST}) ELSE 0 END)
     || ({_LEAST} + min(CAST(elapsed_s / {_TIME_S} AS INTEGER), {_MOST}))
-    || ({_LEAST} + min(CAST(cpu_s / {_TIME_S} AS INTEGER), {_MOST}))
+    || ({_LEAST} + CASE WHEN cpu_s >= 0
+        THEN min(CAST(cpu_s / {_TIME_S} AS INTEGER) + 1, {_MOST}) ELSE 0 END)
     || ({_LEAST} + min(CAST(load_s / {_TIME_S} AS INTEGER), {_MOST}))
     || ({_LEAST} + items_succeeded), '')
 FROM attempts WHERE id > :after AND id <= :last
@@ -49,6 +50,7 @@ class Attempts(NamedTuple):
     """Seconds since the origin."""
     elapsed_s: Numbers
     cpu_s: Numbers
+    """-1 where it is not known."""
     load_s: Numbers
     items: Numbers
     """Items that succeeded, if the attempt settled them."""
@@ -90,7 +92,7 @@ def _attempts(table: Numbers) -> Attempts:
         timed=start > 0,
         start=np.maximum(start - 1, 0) * _START_S,
         elapsed_s=elapsed * _TIME_S,
-        cpu_s=cpu * _TIME_S,
+        cpu_s=np.where(cpu > 0, (cpu - 1) * _TIME_S, -1.0),
         load_s=load * _TIME_S,
         items=np.where(final, items, 0),
         succeeded=final & succeeded,

@@ -67,10 +67,11 @@ class Durations:
         """Take in some attempts; of those that were lost with their node nothing is known."""
         elapsed, cpu = attempts.elapsed_s[attempts.timed], attempts.cpu_s[attempts.timed]
         self._fine += np.bincount(_step(elapsed, _FINE), minlength=len(self._fine))
+        self._longest = max(self._longest, float(elapsed.max(initial=0.0)))
+        elapsed, cpu = elapsed[cpu >= 0], cpu[cpu >= 0]
         side = len(self._cells)
         at = _step(elapsed, _COARSE) * side + _step(cpu, _COARSE)
         self._cells += np.bincount(at, minlength=side * side).reshape(side, side)
-        self._longest = max(self._longest, float(elapsed.max(initial=0.0)))
         self.cpu_total_s += float(cpu.sum())
         self.elapsed_total_s += float(elapsed.sum())
 
@@ -111,7 +112,9 @@ class Durations:
         rows, columns = np.nonzero(self._cells)
         if not len(rows):
             return []
-        lowest = max(int(columns.min()), int(columns.max()) - _CPU_SPAN * _COARSE)
+        # The clock of CPU time may stand still meanwhile: no reason for a scale from the least there is.
+        least = int(min(columns[columns > 0], default=0))
+        lowest = max(least, int(columns.max()) - _CPU_SPAN * _COARSE)
         columns = np.maximum(columns, lowest)
         wide = math.ceil(max(np.ptp(rows) + 1, np.ptp(columns) + 1) / _CELLS)
         counted: dict[tuple[int, int], int] = {}

@@ -15,10 +15,11 @@ from prefect_parallelrun.report.attempt_arrays import Numbers
 _CUT_SHARE = 0.05
 """A time without any node is left out where it is more than this share of the time with nodes."""
 _SEEN = """
-SELECT node, max(started_at + elapsed_s) FROM attempts WHERE started_at > 0 GROUP BY node
+SELECT node, min(started_at), max(started_at + elapsed_s) FROM attempts
+WHERE started_at > 0 GROUP BY node
 UNION ALL
-SELECT node, max(max(started_at, coalesce(ready_at, 0), coalesce(ended_at, 0))) FROM processes
-GROUP BY node
+SELECT node, min(started_at), max(max(started_at, coalesce(ready_at, 0), coalesce(ended_at, 0)))
+FROM processes WHERE started_at > 0 GROUP BY node
 """
 _BEFORE = """
 SELECT started_at + elapsed_s FROM attempts JOIN meta ON key = 'resumed_after' AND value = id
@@ -29,7 +30,7 @@ class Axis:
     """Maps moments, in seconds since the epoch, to places on the axis.
 
     Args:
-        origin: where it begins.
+        origin: where it begins at the latest; it begins no later than a node was there.
         present: when nodes were there, from and to; in any order, and they may overlap.
         end: where it ends at the earliest; it goes on as long as a node was there.
     """
@@ -38,7 +39,7 @@ class Axis:
         self, origin: float, present: Iterable[tuple[float, float]], end: float = 0.0
     ) -> None:
         spans = _merged(present)
-        self.origin = origin
+        self.origin = origin = min([origin, *(start for start, _ in spans)])
         self.end = max([origin, end, *(stop for _, stop in spans)])
         least = _CUT_SHARE * sum(stop - start for start, stop in spans)
         holes = [(before[1], after[0]) for before, after in pairwise(spans)]
@@ -68,27 +69,32 @@ class Axis:
         return min(place, self._places[after])
 
 
-def last_seen(journal: Journal, nodes: Sequence[NodeRecord], now: float | None) -> dict[str, float]:
-    """Return until when each node was there, as far as the journal knows.
+def presence(
+    journal: Journal, nodes: Sequence[NodeRecord], now: float | None
+) -> dict[str, tuple[float, float]]:
+    """Return from when to when each node was there, as far as the journal knows.
+
+    The driver tells when it joined and left, the node itself when its processes did something: by another
+    clock, so that may have been before, or after.
 
     Args:
         journal: of the run.
         nodes: all of them.
         now: where the run still goes on; else None.
     """
-    seen = {node.node: node.left_at or node.joined_at for node in nodes}
-    if any(node.left_at is None for node in nodes):
-        for name, moment in journal.select(_SEEN):
-            if name in seen and moment:
-                seen[name] = max(seen[name], moment)
+    moments = {node.node: [node.joined_at, node.left_at or 0.0] for node in nodes}
+    for name, first, last in journal.select(_SEEN):
+        if name in moments:
+            moments[name] += first, last
+    # Nobody saw the nodes of a driver that was killed leave either: they joined before its last
+    # attempt ended.
+    began = max((moment for (moment,) in journal.select(_BEFORE)), default=0.0)
     if now is not None:
-        # Nobody saw the nodes of a driver that was killed leave either: they joined before its last
-        # attempt ended.
-        began = max((moment for (moment,) in journal.select(_BEFORE)), default=0.0)
         for node in nodes:
             if node.left_at is None and node.joined_at > began:
-                seen[node.node] = max(seen[node.node], now)
-    return seen
+                moments[node.node].append(now)
+    known = {name: [one for one in its if one > 0] for name, its in moments.items()}
+    return {name: (min(its), max(its)) for name, its in known.items() if its}
 
 
 def _merged(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

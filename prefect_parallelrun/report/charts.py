@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from bokeh.core.json_encoder import serialize_json
 from bokeh.document import Document
@@ -14,25 +14,40 @@ from prefect_parallelrun.report.drawing import THEME, Canvas
 from prefect_parallelrun.report.page_data import ReportData
 
 
-def draw(data: ReportData) -> dict[str, Plot]:
-    """Return the charts by name; those that would have nothing to show are left out."""
+def draw(data: ReportData) -> tuple[dict[str, Plot], dict[str, str]]:
+    """Return the charts by name, and why others could not be drawn.
+
+    Those that would have nothing to show are left out.
+    """
     canvas = Canvas(data)
-    charts = {
-        "timeline": over_time.timeline(canvas, data),
-        "throughput": over_time.throughput(canvas, data),
-        "items": over_time.item_throughput(canvas, data),
-        "durations": distributions.durations(canvas, data),
-        "cpu": distributions.cpu_against_elapsed(canvas, data),
-        "node-cpu": used_over_time.cpu(
+    drawers: dict[str, Callable[[], Plot | None]] = {
+        "timeline": lambda: over_time.timeline(canvas, data),
+        "throughput": lambda: over_time.throughput(canvas, data),
+        "items": lambda: over_time.item_throughput(canvas, data),
+        "durations": lambda: distributions.durations(canvas, data),
+        "cpu": lambda: distributions.cpu_against_elapsed(canvas, data),
+        "node-cpu": lambda: used_over_time.cpu(
             canvas, data.node_usage, "node-cpu", label="CPU (% of all cores)"
         ),
-        "node-memory": used_over_time.memory(canvas, data.node_usage, "node-memory"),
-        "process-cpu": used_over_time.cpu(
+        "node-memory": lambda: used_over_time.memory(canvas, data.node_usage, "node-memory"),
+        "process-cpu": lambda: used_over_time.cpu(
             canvas, data.process_usage, "process-cpu", label="CPU (% of one core)"
         ),
-        "process-memory": used_over_time.memory(canvas, data.process_usage, "process-memory"),
+        "process-memory": lambda: used_over_time.memory(
+            canvas, data.process_usage, "process-memory"
+        ),
     }
-    return {name: chart for name, chart in charts.items() if chart is not None}
+    charts: dict[str, Plot] = {}
+    undrawn: dict[str, str] = {}
+    for name, drawer in drawers.items():
+        try:
+            chart = drawer()
+        except Exception as error:
+            undrawn[name] = f"{type(error).__name__}: {error}"
+        else:
+            if chart is not None:
+                charts[name] = chart
+    return charts, undrawn
 
 
 def as_json(charts: Mapping[str, Plot]) -> str:

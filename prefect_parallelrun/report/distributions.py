@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 from bokeh.models import (
     ColorBar,
+    FixedTicker,
     LegendItem,
     Line,
     LogColorMapper,
-    LogTicker,
     NumeralTickFormatter,
     Plot,
     Quad,
@@ -31,6 +31,9 @@ from prefect_parallelrun.report.page_data import Cell, ReportData
 from prefect_parallelrun.report.wording import duration
 
 _DASHES = ("solid", "dashed", "dotdash", "dotted")
+_MINUTES, _HOURS = (1, 2, 5, 10, 20, 30), (1, 2, 5, 10, 24, 48, 120, 240, 480, 1200)
+_LONG_S = (*(60 * number for number in _MINUTES), *(3600 * number for number in _HOURS))
+"""Round durations above a minute, in seconds."""
 _TICKS = 8
 """More labels than so many stand too close."""
 
@@ -100,6 +103,8 @@ def cpu_against_elapsed(canvas: Canvas, data: ReportData) -> Plot | None:
         return None
     low_x, low_y = _floor(cells, "elapsed"), _floor(cells, "cpu")
     high_x, high_y = (max(getattr(c, f"{of}_to") for c in cells) for of in ("elapsed", "cpu"))
+    # The line of one busy core is what all else is compared with.
+    low_y, high_y = min(low_y, high_x / 2), max(high_y, high_x)
     margin = 1.1
     plot = canvas.still(
         Range1d(low_x / margin, high_x * margin),
@@ -149,7 +154,7 @@ def cpu_against_elapsed(canvas: Canvas, data: ReportData) -> Plot | None:
     plot.add_layout(
         ColorBar(
             color_mapper=colors,
-            ticker=LogTicker(num_minor_ticks=0),
+            ticker=FixedTicker(ticks=_count_ticks(most)),
             formatter=NumeralTickFormatter(format="0,0"),
             width=14,
             padding=8,
@@ -173,16 +178,32 @@ def _spans(lows: Iterable[float], highs: Iterable[float]) -> list[str]:
     return [f"{duration(low)} to {duration(high)}" for low, high in zip(lows, highs, strict=True)]
 
 
+def _count_ticks(most: int) -> list[int]:
+    """Return round numbers up to one, for a logarithmic scale."""
+    powers = range(len(str(most)))
+    ticks = [factor * 10**power for power in powers for factor in (1, 2, 5)]
+    ticks = [tick for tick in ticks if tick <= most]
+    return ticks if len(ticks) <= _TICKS else [10**power for power in powers]
+
+
 def duration_ticks(low: float, high: float) -> list[tuple[float, str]]:
     """Return round durations between two, for a logarithmic axis, and how they are written."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for factors in ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1,)):
+    for factors, longer in (
+        ((1, 1.5, 2, 3, 4, 5, 6, 8), _LONG_S),
+        ((1, 2, 5), _LONG_S),
+        ((1, 2, 5), _LONG_S[::2]),
+        ((1,), _LONG_S[::2]),
+        ((1,), _LONG_S[::4]),
+    ):
         ticks = [
             factor * 10.0**power
             for power in range(first, last + 1)
             for factor in factors
-            if low <= factor * 10.0**power <= high
+            if factor * 10.0**power < 45
         ]
+        ticks = [tick for tick in (*ticks, *longer) if low <= tick <= high]
         if len(ticks) <= _TICKS:
             break
-    return [(tick, duration(tick)) for tick in ticks]
+    # `2 min 0 s` is two minutes.
+    return [(tick, duration(tick).removesuffix(" 0 s").removesuffix(" 0 min")) for tick in ticks]

@@ -99,6 +99,9 @@ class Canvas:
         self._gaps = [place for place, _ in data.gaps]
         # Places after a gap are no times of day.
         self._by_clock = data.duration_s > _SHORT_S and not data.gaps
+        last = datetime.fromtimestamp(data.origin + data.duration_s, UTC).date()
+        same_day = datetime.fromtimestamp(data.origin, UTC).date() == last
+        self._clock = "%H:%M:%S" if same_day else "%e %b %H:%M:%S"
         self._unit, self._words, self._unit_s = next(
             unit for unit in _UNITS if data.duration_s > _UNITS_AT_LEAST * unit[2] or unit[2] == 1
         )
@@ -119,7 +122,7 @@ class Canvas:
     def time_text(self, column: str) -> tuple[str, dict[str, str]]:
         """Return how a tooltip shows a column of times, and the formatter it needs."""
         if self._by_clock:
-            return f"@{column}{{%H:%M:%S}}", {f"@{column}": "datetime"}
+            return f"@{column}{{{self._clock}}}", {f"@{column}": "datetime"}
         return f"@{column}{{0,0.00[0]}} {self._unit}", {}
 
     def over_time(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
 
-from prefect_parallelrun.errors import printable
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.wording import visible
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -28,8 +29,7 @@ def driver_log(
     """
     paths.driver_log.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger(f"prefect_parallelrun.run.{run_id}")
-    file = logging.FileHandler(paths.driver_log, encoding="utf-8", errors="backslashreplace")
-    handlers: list[logging.Handler] = [file, _Exceptions(paths.driver_error)]
+    handlers: list[logging.Handler] = [_File(paths.driver_log), _Exceptions(paths.driver_error)]
     for handler in handlers:
         handler.setFormatter(_Utc("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s"))
     if forward_to is not None:
@@ -55,12 +55,41 @@ class _Utc(logging.Formatter):
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = None
 
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; its messages may hold anything."""
+        return visible(super().format(record))
 
-class _Exceptions(logging.FileHandler):
+
+class _File(logging.FileHandler):
+    """A file that costs nobody anything where the disk does not take it."""
+
+    def __init__(self, path: Path, *, delay: bool = False) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=delay)
+        self._given_up = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line; what opens the file late may fail as well."""
+        try:
+            super().emit(record)
+        except OSError:
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say once, to whoever else listens, that lines are lost; not with a stack trace for each."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._given_up:
+            self._given_up = True
+            log = logging.getLogger(record.name)
+            log.warning("%s cannot be written, lines are lost: %s", self.baseFilename, error)
+
+
+class _Exceptions(_File):
     """Keeps what is logged with an exception; without any there is no file."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        super().__init__(path, delay=True)
         self.addFilter(lambda record: bool(record.exc_info))
 
     def _open(self) -> TextIOWrapper:
@@ -78,7 +107,7 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log the finished text: it may hold anything, so it is no format string any more."""
-        text = printable(record.getMessage())
+        text = visible(record.getMessage())
         if record.exc_info:
             text += f"\nstack trace: {self._exceptions}"
         self._target.log(record.levelno, "%s", text)

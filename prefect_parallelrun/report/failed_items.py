@@ -12,6 +12,7 @@ from typing import Any, Literal
 from prefect_parallelrun.models import Outcome
 from prefect_parallelrun.output.journal import Failure, Journal
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.replaced import replaced
 
 ItemsOf = Callable[[Iterable[int]], Iterator[tuple[int, list[str]]]]
 """From indices of mini-batches, ascending, to (number of its input, its items): every one, in the same order.
@@ -37,8 +38,9 @@ gigabytes; the others name the log file only."""
 def write_failed_items(paths: RunPaths, journal: Journal, items_of: ItemsOf, *, kind: Kind) -> int:
     """Write one record per failed item and return the number of records.
 
-    Always to be called at the end of a sitting: without failures there is no file, and one of an
-    earlier sitting is removed.
+    Always to be called at the end of a sitting: without failures there is no file. One of an earlier
+    sitting is removed before anything else, for a list that cannot be written must not leave a wrong
+    one in its place.
 
     `reason` is exactly one of `exception`, `timeout`, `memory`, `signal`, `exit` (the process ended
     itself), `bad_return`, `load`, `node_lost` and `missing_row`. Where it cannot be known which items
@@ -48,10 +50,10 @@ def write_failed_items(paths: RunPaths, journal: Journal, items_of: ItemsOf, *, 
     `rows` are its first row and the one after its last, counted from 0 in the mini-batch; else null.
     `log_files` are those of the process: stack traces, standard error, standard output.
     """
-    temporary = paths.failed_items.with_suffix(".tmp")
+    paths.failed_items.unlink(missing_ok=True)
     written = 0
     traces: Counter[int | None] = Counter()
-    with temporary.open("w", encoding="ascii") as file:
+    with replaced(paths.failed_items) as file:
         items = items_of(index for index, _ in _by_mini_batch(journal))
         for (_, failures), (number, names) in zip(_by_mini_batch(journal), items, strict=True):
             for record, error in _records(paths, failures, names, kind):
@@ -61,11 +63,8 @@ def write_failed_items(paths: RunPaths, journal: Journal, items_of: ItemsOf, *, 
                     record["traceback"] = None
                 file.write(json.dumps(record) + "\n")
                 written += 1
-    if written:
-        temporary.replace(paths.failed_items)
-    else:
-        temporary.unlink()
-        paths.failed_items.unlink(missing_ok=True)
+    if not written:
+        paths.failed_items.unlink()
     return written
 
 

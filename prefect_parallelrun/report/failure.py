@@ -11,18 +11,27 @@ from typing import Any
 from prefect_parallelrun.models import ErrorGroup, RunSummary
 from prefect_parallelrun.output.error_shapes import SHAPES, shape
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.replaced import replaced
 from prefect_parallelrun.report.summary import errors_line
+from prefect_parallelrun.report.wording import visible
 
 _ITEMS_SHOWN = 5
 _LINE = 500
 
 
-def failure_text(summary: RunSummary, *, cause: str, paths: RunPaths) -> str:
-    """Say why a run failed (R206): the cause, the script's own error, where, and what to open."""
+def failure_text(
+    summary: RunSummary, *, cause: str, paths: RunPaths, of_starts: bool = False
+) -> str:
+    """Say why a run failed (R206): the cause, the script's own error, where, and what to open.
+
+    That is the most frequent one; `of_starts`: of those that no mini-batch had to do with, if there are any.
+    """
     parts = [cause]
     if summary.errors:
         first = summary.errors[0]
-        parts += [_headline(first), _whereabouts(first), *_details(first)]
+        if of_starts:
+            first = next((one for one in summary.errors if one.first_mini_batch is None), first)
+        parts += [headline(first), _whereabouts(first), *_details(first)]
         parts.append(f"{errors_line(summary)}\nall of them: {paths.error_summary}")
     if summary.missing_rows:
         parts.append(
@@ -31,12 +40,12 @@ def failure_text(summary: RunSummary, *, cause: str, paths: RunPaths) -> str:
         )
     if len(parts) == 1:
         parts.append(f"the log of the run: {paths.driver_log}")
-    return "\n\n".join(parts)
+    return visible("\n\n".join(parts))
 
 
 def first_errors(summary: RunSummary) -> tuple[str, ...]:
     """Return one line per distinct error, most frequent first."""
-    return tuple(f"{_headline(error)} × {error.count:,}" for error in summary.errors)
+    return tuple(visible(f"{headline(error)} × {error.count:,}") for error in summary.errors)
 
 
 def process_errors(
@@ -71,16 +80,17 @@ def process_errors(
 
 def write_error_summary(paths: RunPaths, summary: RunSummary) -> Path | None:
     """Write `user/error.txt`: each distinct error once (R59); without errors there is no file."""
-    _keep_process_errors(paths, summary)
     path = paths.error_summary
     if not summary.errors:
         path.unlink(missing_ok=True)
         return None
-    attempts = sum(error.count for error in summary.errors)
-    parts = [f"{errors_line(summary)}\nfailed {attempts:,} times\n"]
+    head = f"{errors_line(summary)}\nfailed {_times(summary.errors_counted)}\n"
+    if summary.distinct_errors > len(summary.errors):
+        head += f"below are the {len(summary.errors):,} most frequent\n"
+    parts = [head]
     parts += [entry(number, error) for number, error in enumerate(summary.errors, 1)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(parts), encoding="utf-8", errors="backslashreplace")
+    with replaced(path) as file:
+        file.write(visible("\n".join(parts)))
     return path
 
 
@@ -93,17 +103,19 @@ def kept_process_errors(paths: RunPaths) -> tuple[ErrorGroup, ...]:
         return ()
 
 
-def _keep_process_errors(paths: RunPaths, summary: RunSummary) -> None:
+def keep_process_errors(paths: RunPaths, summary: RunSummary) -> None:
+    """Keep what `process_errors` found for later looks; what an earlier sitting left holds no more."""
+    paths.process_errors.unlink(missing_ok=True)
     groups = [asdict(error) for error in summary.errors if error.first_mini_batch is None]
     if groups:
-        paths.process_errors.write_text(json.dumps(groups), encoding="utf-8")
-    else:
-        paths.process_errors.unlink(missing_ok=True)
+        with replaced(paths.process_errors) as file:
+            json.dump(groups, file)
 
 
 def entry(number: int, error: ErrorGroup) -> str:
     """Return one distinct error as the summary has it: how often, where first, and its stack trace."""
-    head = f"--- {number}. {_headline(error)}\n{error.count:,} times; first {_whereabouts(error)}"
+    first = "once," if error.count == 1 else f"{_times(error.count)}; first"
+    head = f"--- {number}. {headline(error)}\n{first} {_whereabouts(error)}"
     return "\n\n".join([head, *_details(error)]) + "\n"
 
 
@@ -115,13 +127,18 @@ def _details(error: ErrorGroup) -> list[str]:
     return [part for part in ("" if shown else message, trace) if part]
 
 
-def _headline(error: ErrorGroup) -> str:
+def headline(error: ErrorGroup) -> str:
+    """Return an error in one line: type, message, and where in the script, if that is known."""
     lines = error.message.strip().splitlines()
     first = lines[0] if lines else ""
     if len(first) > _LINE:
         first = first[:_LINE] + "…"
     place = f" ({error.where})" if error.where else ""
     return (f"{error.type}: {first}" if first else error.type) + place
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count:,} times"
 
 
 def _whereabouts(error: ErrorGroup) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from prefect_parallelrun.definition import StepDefinition
@@ -13,7 +14,7 @@ from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report import attempt_arrays, timeline, usage
 from prefect_parallelrun.report.attempt_sums import Durations, Throughput, counts
-from prefect_parallelrun.report.axis import Axis, last_seen
+from prefect_parallelrun.report.axis import Axis, presence
 from prefect_parallelrun.report.failed_items import ItemsOf
 from prefect_parallelrun.report.lanes import Lanes
 from prefect_parallelrun.report.page_data import Block, ReportData, Slow
@@ -25,12 +26,13 @@ _SLOWEST = 20
 _ITEMS = 3
 """So many items of each of them are named."""
 _SLOW = """
-SELECT mini_batch, attempt, node, process, elapsed_s, run_s, cpu_s, outcome, first, stop
+SELECT mini_batch, attempt, node, process, elapsed_s, run_s,
+    CASE WHEN cpu_s >= 0 AND started_at > 0 THEN cpu_s END, outcome, first, stop
 FROM attempts WHERE final = 1 ORDER BY elapsed_s DESC LIMIT ?
 """
 _ENDS = """
 SELECT reason, count(*) FROM processes
-WHERE ended_at IS NOT NULL AND reason NOT IN ('', 'stopped') GROUP BY reason ORDER BY 2 DESC
+WHERE ended_at IS NOT NULL AND reason NOT IN ('', 'stopped', 'cancelled') GROUP BY reason ORDER BY 2 DESC
 """
 _TRIED = """
 WITH last AS (
@@ -51,8 +53,9 @@ def gather(
     *,
     items_of: ItemsOf | None = None,
     failure: str | None = None,
+    definition: StepDefinition | None = None,
 ) -> ReportData:
-    """Return what the report of a run shows.
+    """Return what the report of a run shows; a part that cannot be made is named, and costs no other.
 
     Args:
         paths: of the run.
@@ -60,11 +63,13 @@ def gather(
         summary: what the run came to, as far as it came.
         items_of: tells the items of the slowest mini-batches; without it they are not shown.
         failure: why it did not complete, for people.
+        definition: the step, where it may not have been written down; else it is read.
 
     Raises:
         OutputError: the journal cannot be read.
     """
-    definition = _definition(paths)
+    definition = definition or _definition(paths)
+    unmade: dict[str, str] = {}
     about: dict[str, Any] = {
         "step": record.step,
         "run_id": record.run_id,
@@ -74,51 +79,98 @@ def gather(
         "logs": str(paths.logs),
         "failure": failure,
         "summary": summary,
-        "settings": [] if definition is None else shown_settings(definition),
+        "settings": (),
+        "unmade": unmade,
+        "started_at": record.started_at.timestamp(),
     }
+    if definition is not None:
+        with _making(unmade, "settings"):
+            about["settings"] = shown_settings(definition)
     if not paths.journal.exists():
         axis = Axis(record.started_at.timestamp(), [])
         told = _told(axis, Throughput(axis), Durations())
         return ReportData(**about, **told, **_NOTHING, reuse=record.reuse)
     with Journal(paths.journal) as journal:
-        reuse = record.reuse or _reuse(journal, summary)
-        return ReportData(**about, **_of_journal(paths, record, journal, items_of), reuse=reuse)
+        return ReportData(**about, **_of_journal(paths, record, summary, journal, items_of, unmade))
 
 
 def _of_journal(
-    paths: RunPaths, record: RunRecord, journal: Journal, items_of: ItemsOf | None
+    paths: RunPaths,
+    record: RunRecord,
+    summary: RunSummary,
+    journal: Journal,
+    items_of: ItemsOf | None,
+    unmade: dict[str, str],
 ) -> dict[str, Any]:
     nodes = journal.nodes()
     now = time.time() if record.state == RUNNING else None
-    seen = last_seen(journal, nodes, now)
-    present = [(node.joined_at, seen[node.node]) for node in nodes if node.joined_at > 0]
-    axis = Axis(record.started_at.timestamp(), present, now or 0.0)
-    lanes = Lanes.of(journal, nodes, seen)
+    present = presence(journal, nodes, now)
+    axis = Axis(record.started_at.timestamp(), present.values(), now or 0.0)
+    seen = {node: until for node, (_, until) in present.items()}
     throughput, durations = Throughput(axis), Durations()
-    ((attempts,),) = journal.select("SELECT count(*) FROM attempts")
     ((started,),) = journal.select("SELECT count(*) FROM processes WHERE pid > 0")
-    shares = None
-    if max(attempts, started) > timeline.SINGLE or lanes.wide:
-        shares = timeline.Shares(lanes, axis)
-    for page in attempt_arrays.pages(journal, axis.origin):
-        throughput.add(page)
-        durations.add(page)
+    told = {**_NOTHING, "nodes": nodes, "processes_started": started, "reuse": record.reuse}
+    takers: dict[str, Callable[[attempt_arrays.Attempts], None]] = {
+        "throughput": throughput.add,
+        "durations": durations.add,
+    }
+    with _making(unmade, "timeline"):
+        lanes = Lanes.of(journal, nodes, seen)
+        shares = _shares(journal, lanes, axis, started)
         if shares is not None:
-            shares.add(page)
+            takers["timeline"] = shares.add
+    with _making(unmade, *takers):
+        for page in attempt_arrays.pages(journal, axis.origin):
+            for section in takers.keys() - unmade.keys():
+                with _making(unmade, section):
+                    takers[section](page)
+    if "timeline" not in unmade:
+        with _making(unmade, "timeline"):
+            told |= _timeline(journal, lanes, axis, shares)
+    with _making(unmade, "ends"):
+        told["ends"] = list(journal.select(_ENDS))
+    with _making(unmade, "slowest"):
+        told["slowest"] = _slowest(journal, items_of, files=record.kind == "file")
+    with _making(unmade, "resources"):
+        told["node_usage"] = usage.node_usage(paths, nodes, axis)
+        told["process_usage"] = usage.process_usage(paths, nodes, axis)
+    if not record.reuse:
+        with _making(unmade, "reuse"):
+            told["reuse"] = _reuse(journal, summary)
+    return {**told, **_told(axis, throughput, durations)}
+
+
+@contextmanager
+def _making(unmade: dict[str, str], *sections: str) -> Iterator[None]:
+    """Note why sections of the report cannot be made, if they cannot."""
+    try:
+        yield
+    except Exception as error:
+        for section in sections:
+            unmade.setdefault(section, f"{type(error).__name__}: {error}")
+
+
+def _shares(
+    journal: Journal, lanes: Lanes, axis: Axis, processes_started: int
+) -> timeline.Shares | None:
+    """Return what adds up the timeline; None where there is little enough to draw all of it."""
+    ((attempts,),) = journal.select("SELECT count(*) FROM attempts")
+    if max(attempts, processes_started) > timeline.SINGLE or lanes.wide:
+        return timeline.Shares(lanes, axis)
+    return None
+
+
+def _timeline(
+    journal: Journal, lanes: Lanes, axis: Axis, shares: timeline.Shares | None
+) -> dict[str, Any]:
     blocks: Sequence[Block]
     blocks = timeline.single_blocks(journal, lanes, axis) if shares is None else shares.blocks()
     return {
-        **_told(axis, throughput, durations),
-        "nodes": nodes,
-        "processes_started": started,
-        "ends": list(journal.select(_ENDS)),
         "lanes": lanes.names,
+        "lanes_are_nodes": lanes.wide,
         "lanes_left_out": lanes.left_out,
         "blocks": blocks,
         "blocks_are_shares": shares is not None,
-        "slowest": _slowest(journal, items_of, files=record.kind == "file"),
-        "node_usage": usage.node_usage(paths, nodes, axis),
-        "process_usage": usage.process_usage(paths, nodes, axis),
     }
 
 
@@ -190,6 +242,7 @@ def _slowest(journal: Journal, items_of: ItemsOf | None, *, files: bool) -> list
                 run_s=run_s,
                 cpu_s=cpu_s,
                 outcome=outcome,
+                part=None if stop is None else (first, stop),
                 items=tuple(items.get(mini_batch, [])[part][:_ITEMS]),
             )
         )

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from operator import add
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from prefect_parallelrun.cells import in_one_cell
 from prefect_parallelrun.models import NodeRecord, ProcessRecord
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.replaced import replaced
+from prefect_parallelrun.report.wording import visible
 
 ATTEMPT_COLUMNS = (
     "Mini-batch Id",
@@ -73,19 +75,17 @@ NODE_COLUMNS = (
 )
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that begins so for a formula; an apostrophe before it makes it text."""
-
 _Sums = tuple[float, ...]
 _NOTHING: _Sums = (0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
 # SQLite makes the lines, but for the message: `csv` would take twice as long for a million of them,
 # most of it for the decimals. What stands here between quotes holds no comma, quote or end of a line.
 _ATTEMPTS = """
-SELECT printf('%d,%d,%s,%s,%s,%d,%d,%d,%.6f,%.6f,%.6f,%.6f,%s,%s,',
+SELECT printf('%d,%d,%s,%s,%s,%d,%d,%d,%.6f,%s,%.6f,%.6f,%s,%s,',
         a.mini_batch, a.attempt, a.node, a.process,
         CASE WHEN a.started_at > 0 THEN strftime('%Y-%m-%dT%H:%M:%fZ', a.started_at, 'unixepoch') END,
-        a.items_total, a.items_succeeded, a.items_failed, a.elapsed_s, a.cpu_s, a.run_s, a.load_s,
+        a.items_total, a.final * a.items_succeeded, a.final * a.items_failed, a.elapsed_s,
+        CASE WHEN a.cpu_s >= 0 THEN printf('%.6f', a.cpu_s) END, a.run_s, a.load_s,
         a.outcome, e.category),
     e.type || ': ' || coalesce(a.message, e.message),
     CASE WHEN a.final THEN ',"{""final"": true, ""rows"": ' ELSE ',"{""final"": false, ""rows"": ' END
@@ -102,8 +102,8 @@ FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error ORDER BY a.id
 _SUMS = """
 SELECT node, process, count(*), sum(outcome <> 'succeeded'),
     sum(final AND outcome = 'succeeded' AND stop IS NULL),
-    sum(items_total), sum(items_succeeded), sum(items_failed),
-    total(elapsed_s), total(cpu_s), total(run_s), total(load_s)
+    sum(items_total), sum(final * items_succeeded), sum(final * items_failed),
+    total(elapsed_s), total(max(cpu_s, 0)), total(run_s), total(load_s)
 FROM attempts GROUP BY node, process
 """
 
@@ -114,7 +114,7 @@ def write_job_report(paths: RunPaths, journal: Journal) -> None:
     The figures of processes and nodes are sums over the rows of their attempts. Each file is
     replaced in one step; memory does not grow with the number of attempts.
     """
-    with _replaced(paths.processed_mini_batches) as file:
+    with replaced(paths.processed_mini_batches) as file:
         file.write(",".join(ATTEMPT_COLUMNS) + "\n")
         file.writelines(_attempts(journal))
     sums: dict[tuple[str, str], _Sums] = {
@@ -131,7 +131,7 @@ def _attempts(journal: Journal) -> Iterator[str]:
         if message is None:
             yield head + detail
         else:
-            quoted = _in_one_line(message).replace('"', '""')
+            quoted = visible(in_one_cell(message)).replace('"', '""')
             yield f'{head}"{quoted}"{detail}'
 
 
@@ -175,7 +175,7 @@ def _node_rows(
             record.gpus,
             _time(record.joined_at),
             _time(record.left_at),
-            _in_one_line(record.reason),
+            visible(in_one_cell(record.reason)),
             started.get(node, 0),
             *map(_figure, added.get(node, _NOTHING)),
         ]
@@ -198,27 +198,8 @@ def _time(moment: float | None) -> str | None:
     return datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def _in_one_line(text: str) -> str:
-    guard = "'" if text.startswith(_FORMULA) else ""
-    return guard + text.replace("\r", "\\r").replace("\n", "\\n")
-
-
 def _write(path: Path, columns: Iterable[str], rows: Iterable[list[Any]]) -> None:
-    with _replaced(path) as file:
+    with replaced(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)
         table.writerows(rows)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[TextIO]:
-    """Open a file beside `path` that takes its place once it is complete."""
-    temporary = path.with_suffix(".tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            yield file
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

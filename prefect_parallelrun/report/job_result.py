@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from prefect_parallelrun.models import RunSummary
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.replaced import replaced
 from prefect_parallelrun.report.summary import account, closing_line
+from prefect_parallelrun.report.wording import visible
 
 
 def write_job_result(
@@ -22,8 +24,22 @@ def write_job_result(
     started_at: datetime,
     ended_at: datetime,
     failure: str | None = None,
+    unwritten: Sequence[str] = (),
 ) -> Path:
-    """Write what the run came to (R85); `failure` is the text of `failure_text`, if it failed."""
+    """Write what the run came to (R85).
+
+    Args:
+        paths: of the run.
+        summary: what it came to.
+        step: name of the step.
+        run_id: of the run.
+        state: in which the sitting ended.
+        output: the output folder, or its URL.
+        started_at: UTC, when the sitting began.
+        ended_at: UTC.
+        failure: the text of `failure_text`, if it failed.
+        unwritten: other files that could not be written, and why.
+    """
     lines = [
         f"result: {state}",
         f"step: {step}",
@@ -38,20 +54,19 @@ def write_job_result(
         f"output: {output or 'none'}",
     ]
     lines += [f"{what}: {path}" for what, path in _to_open(paths, summary, started_at)]
+    lines += [f"not written: {what}" for what in unwritten]
     if failure:
         lines += ["", failure]
-    paths.job_result.parent.mkdir(parents=True, exist_ok=True)
-    paths.job_result.write_text(
-        "\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace"
-    )
+    with replaced(paths.job_result) as file:
+        file.write(visible("\n".join(lines) + "\n"))
     return paths.job_result
 
 
 def _to_open(paths: RunPaths, summary: RunSummary, began: datetime) -> Iterator[tuple[str, Path]]:
     """Yield the files that tell more, those that say most first."""
-    if summary.errors:
+    if summary.errors and paths.error_summary.is_file():
         yield "errors of the script, each once", paths.error_summary
-    if paths.failed_items.exists():
+    if paths.failed_items.is_file():
         yield "failed items", paths.failed_items
     own = [each for each in paths.driver_error.parent.glob("*") if _is_of(each, began)]
     if own:

@@ -65,7 +65,7 @@ class Lanes:
         Args:
             journal: of the run.
             nodes: all of them.
-            seen: see `axis.last_seen`.
+            seen: see `axis.presence`, without the beginnings.
         """
         stays = sorted(_stays(journal, seen), key=lambda stay: (stay.started_at, stay.code))
         names: list[str] = []
@@ -74,7 +74,7 @@ class Lanes:
             names += [f"{node.node} #{number}" for number in range(used)]
         capacities, left_out = [1] * len(names), 0
         if wide := len(names) > _MOST:
-            shown = sorted(nodes, key=lambda one: one.joined_at - seen[one.node])[:_MOST]
+            shown = sorted(nodes, key=lambda one: one.joined_at - seen.get(one.node, 0.0))[:_MOST]
             rows = {node: row for row, node in enumerate(n.node for n in nodes if n in shown)}
             stays = [stay for stay in stays if stay.node in rows]
             for stay in stays:

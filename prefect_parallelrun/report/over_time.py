@@ -43,6 +43,7 @@ _KINDS = {
     "idle": ("idle", GREY, None),
 }
 """Of each kind of block: its name, colour and hatch, for those who do not see the colour."""
+_UNITS = (("second", 1.0), ("minute", 60.0), ("hour", 3600.0))
 _APART = 150
 """Up to so many bars there is a white line between them."""
 _HATCHED = 300
@@ -123,7 +124,7 @@ def _add_blocks(
 def _add_killed(
     canvas: Canvas, plot: Plot, blocks: Sequence[Block], size: float
 ) -> list[LegendItem]:
-    """Mark where processes were killed: too short a time to be an area."""
+    """Mark where processes died or were killed: too short a time to be an area."""
     killed = [block for block in blocks if block.kind == "killed"]
     if not killed:
         return []
@@ -136,9 +137,9 @@ def _add_killed(
         text=[visible(block.text) for block in killed],
     )
     at, formatters = canvas.time_text("x")
-    told = [("process", "@process"), ("killed at", at), ("reason", "@text")]
+    told = [("process", "@process"), ("ended at", at), ("reason", "@text")]
     add_hover(plot, [marks], told, formatters=formatters)
-    return [LegendItem(label={"value": "killed (×)"}, renderers=[marks])]
+    return [LegendItem(label={"value": "died or killed (×)"}, renderers=[marks])]
 
 
 def _height(lane: int, share: float, gap: float) -> float:
@@ -147,29 +148,37 @@ def _height(lane: int, share: float, gap: float) -> float:
 
 
 def throughput(canvas: Canvas, data: ReportData) -> Plot | None:
-    """Draw how many attempts ended per second, those that failed on top; None where none did."""
+    """Draw how many attempts ended per second, or longer, those that failed on top; None where none did."""
     succeeded, failed = np.array(data.succeeded, float), np.array(data.failed, float)
     if not (succeeded.any() or failed.any()):
         return None
-    low, high = succeeded / data.bin_s, (succeeded + failed) / data.bin_s
-    plot = _bars_plot(canvas, high, "throughput", "attempts per second")
-    done = _bars(canvas, plot, data, (np.zeros_like(low), low), (GREEN, None))
-    items = [LegendItem(label="mini-batches that succeeded", renderers=[done])]
+    unit, per = _unit(float((succeeded + failed).max()) / data.bin_s)
+    low, high = succeeded * per / data.bin_s, (succeeded + failed) * per / data.bin_s
+    plot = _bars_plot(canvas, high, "throughput", f"attempts per {unit}")
+    done = _bars(canvas, plot, data, (np.zeros_like(low), low, succeeded), (GREEN, None))
+    items = [LegendItem(label="attempts that succeeded", renderers=[done])]
     if failed.any():
-        bad = _bars(canvas, plot, data, (low, high), (VERMILION, "cross"))
+        bad = _bars(canvas, plot, data, (low, high, failed), (VERMILION, "cross"))
         items.append(LegendItem(label="attempts that failed", renderers=[bad]))
     add_legend(plot, items)
     return plot
 
 
 def item_throughput(canvas: Canvas, data: ReportData) -> Plot | None:
-    """Draw how many items were done per second; None where none was."""
-    items = np.array(data.items, float) / data.bin_s
+    """Draw how many items were done per second, or longer; None where none was."""
+    items = np.array(data.items, float)
     if not items.any():
         return None
-    plot = _bars_plot(canvas, items, "items", "items per second")
-    _bars(canvas, plot, data, (np.zeros_like(items), items), (BLUE, None))
+    unit, per = _unit(float(items.max()) / data.bin_s)
+    heights = items * per / data.bin_s
+    plot = _bars_plot(canvas, heights, "items", f"items per {unit}")
+    _bars(canvas, plot, data, (np.zeros_like(items), heights, items), (BLUE, None))
     return plot
+
+
+def _unit(per_second: float) -> tuple[str, float]:
+    """Return in which unit of time a rate is a number that people can imagine, and its seconds."""
+    return next((unit for unit in _UNITS if per_second * unit[1] >= 1), _UNITS[-1])
 
 
 def _bars_plot(canvas: Canvas, heights: Floats, name: str, label: str) -> Plot:
@@ -182,10 +191,11 @@ def _bars(
     canvas: Canvas,
     plot: Plot,
     data: ReportData,
-    ends: tuple[Floats, Floats],
+    ends: tuple[Floats, Floats, Floats],
     look: tuple[str, str | None],
 ) -> GlyphRenderer:
-    bottom, top = ends
+    """Draw a bar in each bin: where it begins, where it ends, and how many it stands for."""
+    bottom, top, counted = ends
     color, hatch = look
     some = np.flatnonzero(top > bottom)
     x = np.array([canvas.x(i * data.bin_s) for i in range(len(top) + 1)])
@@ -206,7 +216,7 @@ def _bars(
         right=x[some + 1],
         top=top[some],
         bottom=bottom[some],
-        count=np.rint((top - bottom)[some] * data.bin_s),
+        count=counted[some],
     )
     start, formatters = canvas.time_text("left")
     told = [("from", start), ("for", duration(data.bin_s)), ("count", "@count{0,0}")]

@@ -11,14 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from types import TracebackType
 
-from prefect_parallelrun.errors import printable
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.progress import Standing, clock
+from prefect_parallelrun.report.wording import visible
 
 PROGRESS_S = 10.0
 """The overview is never silent for longer."""
@@ -130,6 +130,8 @@ class Overview:
     def end(self, state: str, text: str) -> None:
         """Say how the sitting ended, and on failure the error and where to start looking (R79)."""
         self._over = True
+        if self._standing is not None:
+            self._standing = replace(self._standing, running=0, left_s=None, doing=())
         self._stage, self._since = state, self._monotonic()
         self._say(f"{state}: {text}")
         self._show()
@@ -192,8 +194,9 @@ class Overview:
             self._tell_of_creation(standing, moment)
         if self._overview.waiting:
             told.overview_at = now
-        often = now - self._began <= OFTEN_S
-        of_log = now - told.log_at >= (PROGRESS_S if often else SELDOM_S) - _beat_s()
+        # Of a stage that has only just begun there is nothing to say yet.
+        silent_s = now - max(told.log_at, self._since)
+        of_log = silent_s >= log_pause_s(now - self._began) - _beat_s()
         if not of_log and now - told.overview_at < PROGRESS_S - _beat_s():
             return
         line = self._line(now)
@@ -296,12 +299,17 @@ class _Lines:
         written = []
         while self._lines and (until is None or self._lines[0][0].date() == until):
             moment, text = self._lines.popleft()
-            written.append(f"{moment:%Y-%m-%dT%H:%M:%S}Z {printable(text)}\n")
+            written.append(f"{moment:%Y-%m-%dT%H:%M:%S}Z {visible(text)}\n")
         if not written:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(written)
+
+
+def log_pause_s(elapsed_s: float) -> float:
+    """Return how long the log is silent between two lines, so long after the start."""
+    return PROGRESS_S if elapsed_s <= OFTEN_S else SELDOM_S
 
 
 def _beat_s() -> float:

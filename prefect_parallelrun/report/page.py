@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,8 @@ def write_report(paths: RunPaths, data: ReportData) -> Path:
         unfinished.write_text(page, encoding="utf-8", errors="backslashreplace")
         unfinished.replace(paths.report)
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):  # it must not hide what went wrong first
+            unfinished.unlink(missing_ok=True)
     return paths.report
 
 
@@ -49,12 +51,13 @@ def render(paths: RunPaths, data: ReportData) -> str:
 
     from prefect_parallelrun.report import charts
 
-    drawn = charts.draw(data)
+    drawn, undrawn = charts.draw(data)
     page: str = _template().render(
         data=data,
         summary=data.summary,
         state=_state(data.state),
         charts=drawn,
+        unmade={**data.unmade, **undrawn},
         # A text in a script element ends at "</script", whatever it is part of.
         charts_json=Markup(charts.as_json(drawn).replace("<", "\\u003c")),
         bokeh_js=Markup(charts.bokeh_js()),

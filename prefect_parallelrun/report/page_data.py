@@ -1,13 +1,13 @@
 """What the HTML report shows, as plain numbers: bounded in size, however long the run was.
 
-Every time is a place on one axis: seconds since `ReportData.origin`, the start of the run's first sitting,
-less those that `ReportData.gaps` leave out before it.
+Every time is a place on one axis: seconds since `ReportData.origin`, less those that `ReportData.gaps`
+leave out before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from prefect_parallelrun.models import NodeRecord, RunSummary
@@ -48,8 +48,11 @@ class Slow:
     process: str
     elapsed_s: float
     run_s: float
-    cpu_s: float
+    cpu_s: float | None
+    """None where it is not known."""
     outcome: str
+    part: tuple[int, int] | None = None
+    """Of a mini-batch that was split: the first of its items that it had, and the one after the last."""
     items: tuple[str, ...] = ()
     """The first of them."""
 
@@ -85,9 +88,12 @@ class ReportData:
     run_id: str
     state: str
     origin: float
-    """Start of the run, seconds since the epoch (UTC)."""
+    """Where the axis of time begins, seconds since the epoch (UTC): at the start of the run, or where a
+    node's clock was behind."""
     duration_s: float
     """Length of the axis of time: what `gaps` leave out is no part of it."""
+    started_at: float
+    """When the run began, likewise."""
     closing_line: str
     output: str
     logs: str
@@ -125,11 +131,16 @@ class ReportData:
     cpu_cells: Sequence[Cell]
     cpu_total_s: float
     elapsed_total_s: float
+    """Of the attempts of which the CPU time is known."""
     node_usage: Sequence[Series]
     process_usage: Sequence[Series]
     """Of the processes that used most, at most a few dozen."""
     gaps: Sequence[tuple[float, float]] = ()
     """Between sittings, where no node was there for long: the place on the axis, ascending, and how many
     seconds are left out there. The time of day at a place is `origin`, the place and all gaps up to it."""
+    lanes_are_nodes: bool = False
+    """Whether a row of the timeline is a whole node."""
     lanes_left_out: int = 0
     """Nodes that have no row in the timeline, as there are too many."""
+    unmade: Mapping[str, str] = field(default_factory=dict)
+    """Sections of the page that could not be made, by their name there, and why."""

@@ -25,11 +25,11 @@ class Standing:
     retried: int
     """Attempts after a first one."""
     running: int
-    """Mini-batches in flight."""
+    """Mini-batches that worker processes are at; what waits on nodes is none of them."""
     items_succeeded: int
     items_failed: int
     rows: int
-    """Rows returned in this sitting by mini-batches that succeeded."""
+    """Rows of mini-batches that succeeded, those of earlier sittings included."""
     rate: float
     """Mini-batches settled per second, over the last minute or so."""
     left_s: float | None

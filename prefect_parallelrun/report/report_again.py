@@ -12,9 +12,10 @@ from prefect_parallelrun.output.lock import driver_of
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import plan_step
 from prefect_parallelrun.report.failed_items import ItemsOf
+from prefect_parallelrun.report.failure import kept_process_errors
 from prefect_parallelrun.report.gather import gather
 from prefect_parallelrun.report.page import write_report
-from prefect_parallelrun.report.summary import summarise
+from prefect_parallelrun.report.summary import summarise, with_process_errors
 from prefect_parallelrun.run_record import RUNNING, RunRecord, kept_definition, kept_listing
 
 INTERRUPTED = "Interrupted"
@@ -33,6 +34,7 @@ def report_of(paths: RunPaths) -> Path:
     if paths.journal.exists():
         with Journal(paths.journal) as journal:
             summary = summarise(journal, mini_batches=record.mini_batches, items=record.items)
+    summary = with_process_errors(summary, kept_process_errors(paths))
     failure = None
     if record.state == RUNNING and driver_of(paths) is None:
         record = record.model_copy(update={"state": INTERRUPTED})

@@ -12,14 +12,22 @@ from prefect_parallelrun.definition import StepDefinition
 HIDDEN = "***"
 
 _SECRET = re.compile(
-    r"pass(word|wd|phrase)?|pwd|secret|token|credentials?|auth|jwt|sas|sig(nature)?|dsn|"
+    r"\w*(pass(word|wd|phrase|code)|secret)s?|\w*token|pass|pw|pwd|pat|credentials?|"
+    r"auth|authori[sz]ation|bearer|cookies?|jwt|sas|sig(nature)?|dsn|"
     r"(api|access|account|private|shared|storage|encryption|subscription)?_?keys?|"
     r"connection_?str(ing)?|conn_?str",
     re.IGNORECASE,
 )
 """A word of an option's name, or two of them, that says that its value is a secret."""
-_IN_URL = re.compile(r"(?P<before>[A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s]*@")
-_IN_TEXT = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.-]*)=(?P<value>[^&;\s]+)")
+_IN_URL = re.compile(
+    r"""(?P<before>[A-Za-z][A-Za-z0-9+.-]*://)([^/?#\s:"']*:[^\s"']*@|[^/?#\s"']*@)?"""
+)
+"""The password may have any character, of which some should have been escaped."""
+_NAME = re.compile(r"""(?P<name>[A-Za-z][A-Za-z0-9_.-]*)["']?\s*(?P<sign>=|:(?!//))\s*""")
+_QUOTED = r""""(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|\{[^}]*\}?"""
+_VALUES = {"=": re.compile(rf"{_QUOTED}|[^&;\n]*"), ":": re.compile(rf"{_QUOTED}|[^\n]*")}
+"""What is a secret after such a name: in quotes, else to the end of the setting, or of the header."""
+_SCHEME = re.compile(r"\b(?P<scheme>Bearer|Basic)\s+[^\s\"']+", re.IGNORECASE)
 _LONG = 400
 """Characters."""
 _WIDE = 100
@@ -43,31 +51,48 @@ def shown_settings(definition: StepDefinition) -> list[tuple[str, str]]:
 
 
 def shown_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return a script's arguments, with `***` for values of options that look like secrets.
+    """Return a script's arguments, with `***` for what looks like a secret.
 
-    Such as `--password`, `--api-key`, `--db_token`; or in a value, `AccountKey=…` or `https://me:pw@host`.
+    That is values of options such as `--password`, `--api-key`, `--db_token`; and see `shown_text`.
     """
     shown: list[str] = []
-    follows = False
+    follows, first = False, False
     for text in arguments:
         option, equals, _ = text.partition("=")
         is_option = text.startswith("-") and not _is_number(text)
-        if follows and not is_option:
+        # A secret may begin with a dash; what comes right after its option is no other short one.
+        if follows and (not is_option or (first and not text.startswith("--"))):
             shown.append(HIDDEN)
+            first = False
             continue  # all values of that option
         secret = is_option and _names_secret(option)
-        follows = secret and not equals
+        follows = first = secret and not equals
         shown.append(f"{option}={HIDDEN}" if secret and equals else shown_text(text))
     return shown
 
 
 def shown_text(text: str) -> str:
-    """Return a text without the secrets that a URL or connection string may hold."""
-    text = _IN_URL.sub(rf"\g<before>{HIDDEN}@", text)
-    return _IN_TEXT.sub(
-        lambda found: f"{found['name']}={HIDDEN}" if _names_secret(found["name"]) else found[0],
-        text,
-    )
+    """Return a text without what looks like a secret in it.
+
+    Such as in `AccountKey=…`, `{"password": "…"}`, `Authorization: …`, `Bearer …` or `https://me:…@host`.
+    """
+    text = _without_logins(text)
+    shown, at = "", 0
+    for found in _NAME.finditer(text):
+        if found.start() < at or not _names_secret(found["name"]):
+            continue
+        value = _VALUES[found["sign"]].match(text, found.end())
+        if value is not None and value[0]:
+            shown += text[at : found.end()] + HIDDEN
+            at = value.end()
+    return _SCHEME.sub(rf"\g<scheme> {HIDDEN}", shown + text[at:])
+
+
+def _without_logins(text: str) -> str:
+    def shown(found: re.Match[str]) -> str:
+        return found[0] if found[0] == found["before"] else f"{found['before']}{HIDDEN}@"
+
+    return _IN_URL.sub(shown, text)
 
 
 def _names_secret(option: str) -> bool:
@@ -96,7 +121,7 @@ def _value(name: str, value: object) -> str:
 
 def _dataset(dataset: Dataset) -> str:
     # Datasets keep signatures out of their URLs themselves, and `key=5` in a path is no secret.
-    text = _IN_URL.sub(rf"\g<before>{HIDDEN}@", repr(dataset))
+    text = _without_logins(repr(dataset))
     credentials = dataset.storage.credentials
     return f"{text}, credentials {credentials}" if credentials else text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ from prefect_parallelrun.output.lock import driver_of
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.failure import kept_process_errors
 from prefect_parallelrun.report.progress import Standing
-from prefect_parallelrun.report.summary import account, closing_line, summarise
+from prefect_parallelrun.report.summary import (
+    account,
+    closing_line,
+    summarise,
+    with_process_errors,
+)
 from prefect_parallelrun.run_record import RUNNING, RunRecord
 
 INTERRUPTED = "Interrupted"
@@ -75,6 +80,8 @@ class Status:
     """Of the distinct errors the one that came last."""
     reuse: tuple[str, ...]
     """See `RunRecord.reuse`."""
+    again: str | None
+    """Of an interrupted run: how one goes on with it."""
     run_folder: Path
     output: str
     """The output file, or the folder if there is none; empty before the run was planned."""
@@ -149,6 +156,7 @@ def status_of(paths: RunPaths) -> Status:
         nodes=nodes,
         newest_error=newest,
         reuse=() if record is None else record.reuse,
+        again=_again(record) if pulse.state == INTERRUPTED else None,
         run_folder=paths.root,
         output="" if record is None else _output(record),
         logs=paths.logs,
@@ -168,10 +176,9 @@ def _journalled(
         nodes = tuple(journal.nodes())
         newest = next(journal.select(_NEWEST_ERROR), None)
     # Those of processes that never got as far as a mini-batch are known once a sitting has ended.
-    found = (*summary.errors, *kept_process_errors(paths))
-    errors = tuple(sorted(found, key=lambda group: -group.count))
-    summary = replace(summary, errors=errors)
-    return summary, nodes, next((one for one in errors if (one.type, one.where) == newest), None)
+    summary = with_process_errors(summary, kept_process_errors(paths))
+    same = (one for one in summary.errors if (one.type, one.where) == newest)
+    return summary, nodes, next(same, None)
 
 
 def _record(paths: RunPaths) -> RunRecord | None:
@@ -182,6 +189,18 @@ def _record(paths: RunPaths) -> RunRecord | None:
         if paths.lock.exists() and not paths.record.exists():
             return None
         raise
+
+
+def _again(record: RunRecord | None) -> str:
+    """Say how one goes on with a run of which the driver was killed."""
+    if record is None or not record.grouping:
+        return "its driver was gone before anything ran: run the step again"
+    if not record.fingerprint:
+        return (
+            "its driver is gone; its rows are of two scripts or inputs, so that no step takes it for its own: "
+            f"`parallelrun resume {record.run_id} --with-current-script` goes on with it"
+        )
+    return "its driver is gone; the next run of the step goes on with it"
 
 
 def _progress(paths: RunPaths) -> dict[str, Any]:

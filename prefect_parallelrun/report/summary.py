@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from prefect_parallelrun.models import Counts, RunSummary
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prefect_parallelrun.models import Counts, ErrorGroup, RunSummary
 from prefect_parallelrun.output.journal import Journal
 
 _FAILED_SHOWN = 100
+_NAMED = 5
 DISTINCT_ERRORS_SHOWN = 100
 """Of more than so many distinct errors, the rarest are left out."""
 
@@ -37,8 +41,24 @@ def summarise(
         attempts=totals.attempts,
         rows=totals.rows,
         errors=tuple(journal.error_groups(DISTINCT_ERRORS_SHOWN)),
+        distinct_errors=totals.distinct_errors,
+        errors_counted=totals.errors,
         missing_rows=totals.missing_rows,
         failed_mini_batches=journal.failed_mini_batches(_FAILED_SHOWN),
+    )
+
+
+def with_process_errors(summary: RunSummary, groups: Sequence[ErrorGroup]) -> RunSummary:
+    """Return the summary with the errors of import, `init()` and `shutdown()`, which no attempt had.
+
+    However rare they are among others, all of them are shown.
+    """
+    kept = summary.errors[: max(0, DISTINCT_ERRORS_SHOWN - len(groups))]
+    return replace(
+        summary,
+        errors=tuple(sorted((*kept, *groups), key=lambda group: -group.count)),
+        distinct_errors=summary.distinct_errors + len(groups),
+        errors_counted=summary.errors_counted + sum(group.count for group in groups),
     )
 
 
@@ -58,21 +78,23 @@ def account(counts: Counts) -> str:
 
 def errors_line(summary: RunSummary) -> str:
     """Name the distinct errors (R209): `2 distinct errors: A × 3,998 (first at …), B × 1 (…)`."""
-    shown = summary.errors
-    if not shown:
+    if not summary.errors:
         return "no errors"
-    more = " or more" if len(shown) == DISTINCT_ERRORS_SHOWN else ""
-    noun = "error" if len(shown) == 1 else "errors"
-    named = ", ".join(
-        f"{error.type} × {error.count:,} "
-        f"(first at {error.where or 'an unknown place'}, "
-        + (
-            "outside of any mini-batch"
-            if error.first_mini_batch is None
-            else f"mini-batch {error.first_mini_batch:,}"
+    noun = "error" if summary.distinct_errors == 1 else "errors"
+    shown = summary.errors[:_NAMED]
+    named = ", ".join(f"{one.type} × {one.count:,} (first {_first(one)})" for one in shown)
+    more = summary.distinct_errors - len(shown)
+    rest = f", and {more:,} more" if more else ""
+    return f"{summary.distinct_errors:,} distinct {noun}: {named}{rest}"
+
+
+def _first(error: ErrorGroup) -> str:
+    """Say where an error was first."""
+    if error.first_mini_batch is None:
+        return (
+            f"at {error.where}, outside of any mini-batch"
+            if error.where
+            else "outside of any mini-batch"
         )
-        + ")"
-        for error in shown[:5]
-    )
-    rest = f", and {len(shown) - 5} more" if len(shown) > 5 else ""
-    return f"{len(shown)}{more} distinct {noun}: {named}{rest}"
+    mini_batch = f"mini-batch {error.first_mini_batch:,}"
+    return f"at {error.where}, {mini_batch}" if error.where else f"in {mini_batch}"

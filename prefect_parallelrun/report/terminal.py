@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -38,11 +38,13 @@ class TerminalBar:
     Args:
         step: name of the step.
         level: from which on the log shows anything (see `logging`); a bar is information.
+        kept: whether its row stays on the terminal when it is over.
     """
 
-    def __init__(self, step: str, *, level: int) -> None:
+    def __init__(self, step: str, *, level: int, kept: bool = True) -> None:
         self._step = step
         self._quiet = level > logging.INFO
+        self._kept = kept
         self._row: TaskID | None = None
 
     def __enter__(self) -> TerminalBar:
@@ -57,10 +59,10 @@ class TerminalBar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the row as it was last, among the lines above."""
+        """Leave the row as it was last, among the lines above, if it is kept."""
         if self._row is not None:
             with suppress(OSError):
-                _screen.remove(self._row)
+                _screen.remove(self._row, kept=self._kept)
 
     @property
     def is_shown(self) -> bool:
@@ -96,7 +98,7 @@ class _Screen:
                 rows = _Rows(console=console)
                 rows.start()
                 self._rows = rows
-                _write_above(self._above, console, self._lock)
+                _write_above(self._above, rows.above, self._lock)
                 threading.Thread(
                     target=self._redraw, args=(rows,), name="parallelrun-bar", daemon=True
                 ).start()
@@ -105,11 +107,11 @@ class _Screen:
             )
 
     def _redraw(self, rows: _Rows) -> None:
-        with suppress(OSError):
-            while not rows.ended.wait(REDRAW_S):
-                with self._lock:
-                    if self._rows is rows:
-                        rows.refresh()
+        while not rows.ended.wait(REDRAW_S):
+            with self._lock, suppress(OSError):
+                if self._rows is rows:
+                    rows.write_above()
+                    rows.refresh()
 
     def update(self, row: TaskID, stage: str, standing: Standing | None) -> None:
         """Change what a row shows."""
@@ -123,8 +125,8 @@ class _Screen:
             standing=standing,
         )
 
-    def remove(self, row: TaskID) -> None:
-        """End a row: it stays above those of the steps that go on."""
+    def remove(self, row: TaskID, *, kept: bool) -> None:
+        """End a row: if kept, it stays above those of the steps that go on."""
         with self._lock:
             rows = self._rows
             assert rows is not None
@@ -136,8 +138,11 @@ class _Screen:
                     self._rows = None
                     rows.ended.set()
                     ending.callback(rows.stop)
+                    ending.callback(rows.write_above)
                     ending.enter_context(self._above)
-                rows.console.print(last)
+                rows.write_above()
+                if kept:
+                    rows.console.print(last)
 
 
 class _Rows(Progress):
@@ -146,6 +151,8 @@ class _Rows(Progress):
     def __init__(self, *, console: Console) -> None:
         self._drawn_on = console  # it draws before it has one
         self.ended = threading.Event()
+        self.above: list[str] = []
+        """Lines that are to come to stand above the rows."""
         super().__init__(
             console=console,
             auto_refresh=False,
@@ -159,6 +166,13 @@ class _Rows(Progress):
         width = self._drawn_on.width
         self.columns = tuple(column for least, column in _COLUMNS if width >= least)
         return super().get_renderables()
+
+    def write_above(self) -> None:
+        """Write the lines that have come since the last time: all at once, as the rows are drawn after it."""
+        if self.above:
+            text = "\n".join(self.above)
+            self.above.clear()
+            self.console.out(text, highlight=False)
 
 
 class _Words(ProgressColumn):
@@ -224,39 +238,63 @@ _COLUMNS: tuple[tuple[int, ProgressColumn], ...] = (
 """The columns, each with the least width of a terminal that has room for it."""
 
 
-class _Above(io.TextIOBase):
-    """A stream to the terminal, of which each line comes to stand above the rows."""
+class _Above:
+    """Stands for a stream to the terminal: whole lines come to stand above the rows, with the next redraw.
 
-    def __init__(self, file: TextIO, console: Console, lock: threading.RLock) -> None:
+    An unfinished line waits for its end, as what comes after it could not be put beside it.
+    """
+
+    def __init__(self, file: TextIO, lines: list[str], lock: threading.RLock) -> None:
         self._file = file
+        self._lines = lines
         self._lock = lock
-        self._console = console
-        self._begun = ""
+        self._begun: list[str] = []
+        self._process = os.getpid()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     def write(self, text: str) -> int:
+        if self._is_elsewhere:
+            return self._file.write(text)
         with self._lock:
-            whole, newline, self._begun = (self._begun + text).rpartition("\n")
+            whole, newline, begun = text.rpartition("\n")
             if newline:
-                self._console.out(whole, highlight=False)
+                self._lines.append("".join([*self._begun, whole]))
+                self._begun.clear()
+            if begun:
+                self._begin(begun)
         return len(text)
 
+    def _begin(self, text: str) -> None:
+        """Go on with the unfinished line; what a carriage return lets it write over is gone."""
+        back = text.rfind("\r", 0, -1)
+        if back >= 0 or (self._begun and self._begun[-1].endswith("\r")):
+            self._begun.clear()
+        self._begun.append(text[back + 1 :])
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def flush(self) -> None:
+        """Do nothing where there are rows: the next redraw is soon."""
+        if self._is_elsewhere:
+            self._file.flush()
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether this is a forked process, in which nobody draws anything."""
+        return os.getpid() != self._process
+
+    def end(self) -> None:
+        """Let go of the unfinished line."""
         with self._lock:
-            begun, self._begun = self._begun, ""
-            if begun:
-                self._console.out(begun, highlight=False)
-
-    def isatty(self) -> bool:
-        return self._file.isatty()
-
-    def fileno(self) -> int:
-        return self._file.fileno()
+            if self._begun:
+                self.write("\n")
 
 
-def _write_above(held: ExitStack, console: Console, lock: threading.RLock) -> None:
+def _write_above(held: ExitStack, lines: list[str], lock: threading.RLock) -> None:
     """Send above the rows what this process writes to the terminal, until `held` is closed.
 
     A handler of logging keeps the stream that it found when it was made, so each is given the new one.
@@ -265,7 +303,8 @@ def _write_above(held: ExitStack, console: Console, lock: threading.RLock) -> No
         file: TextIO = getattr(sys, name)
         if not _is_terminal(file):
             continue
-        above = cast("TextIO", _Above(file, console, lock))
+        stand_in = _Above(file, lines, lock)
+        above = cast("TextIO", stand_in)
         setattr(sys, name, above)
         held.callback(_put_back, sys, name, above, file)
         for handler in _handlers():
@@ -276,7 +315,7 @@ def _write_above(held: ExitStack, console: Console, lock: threading.RLock) -> No
             if handler.stream is file:
                 handler.stream = above
                 held.callback(_put_back, handler, "stream", above, file)
-        held.callback(above.flush)
+        held.callback(stand_in.end)
 
 
 def _is_terminal(file: TextIO | None) -> bool:

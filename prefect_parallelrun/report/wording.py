@@ -20,6 +20,11 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(_escaped, text)
 
 
+def one_line(text: str) -> str:
+    """Return `text` as `visible` does, and with newlines and tabs spelt out too: a file name may hold them."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import re
 import signal
 import subprocess
@@ -10,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from prefect_parallelrun.errors import ErrorThresholdExceeded, InitFailed, ParallelRunError
+from prefect_parallelrun.errors import (
+    DatasetError,
+    ErrorThresholdExceeded,
+    InitFailed,
+    OutputError,
+    ParallelRunError,
+)
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report import job_report, readme
+from prefect_parallelrun.run_record import RunRecord
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "logs.md"
 
@@ -29,6 +37,12 @@ SCRIPT = """
     def run(mini_batch):
         print("x" * 5_000_000)
         os.system("echo child >&2")
+        if any(path.endswith("/3.txt") for path in mini_batch):
+            raise ValueError("no three")
+        return mini_batch
+"""
+QUIET = """
+    def run(mini_batch):
         if any(path.endswith("/3.txt") for path in mini_batch):
             raise ValueError("no three")
         return mini_batch
@@ -242,23 +256,96 @@ def test_job_result_names_the_cause_and_what_to_open(
     assert str(paths.driver_error) not in text
 
 
-def test_job_result_of_a_run_that_was_stopped(run, files):
+def test_a_run_that_init_ended_quotes_the_error_of_init(run, files):
+    """However the mini-batches before it failed, the reason is shown by its own error (R206)."""
+    folder = files.parent / "run"
+    marks = files.parent / "marks"
+    marks.mkdir()
+    script = f"""
+        import os, pathlib
+
+        def first(name):
+            try:
+                pathlib.Path({str(marks)!r}, name).touch(exist_ok=False)
+                return True
+            except FileExistsError:
+                return False
+
+        def init():
+            if not (first("init0") or first("init1")):
+                raise OSError("licence server gone")
+
+        def run(mini_batch):
+            if first("run"):
+                raise ValueError("no")
+            os._exit(3)
+    """
+
+    with pytest.raises(InitFailed) as caught:
+        run(script, files, mini_batch_size=1, run_max_try=1, error_threshold=-1, run_folder=folder)
+
+    cause, quoted, *_ = str(caught.value).split("\n\n")
+    assert "init() failed" in cause
+    assert quoted.startswith("OSError: licence server gone")
+    counts = [int(line.rpartition(" × ")[2]) for line in caught.value.first_errors]
+    assert counts == sorted(counts, reverse=True)
+    assert len(counts) == 3
+    assert quoted in RunPaths(folder).job_result.read_text()
+
+
+@pytest.mark.parametrize(
+    ("ending", "cause"),
+    [
+        (KeyboardInterrupt(), "Ctrl-C or SIGINT"),
+        (SystemExit(143), "SIGTERM"),
+        (SystemExit("enough"), "SystemExit"),
+    ],
+)
+def test_job_result_of_a_run_that_was_stopped(run, files, ending, cause):
     """Whoever stops it is the cause; there is no error of ours (R80, R85)."""
     folder = files.parent / "run"
 
     def watch() -> None:
         if folder.joinpath("logs", "user").exists():
-            raise KeyboardInterrupt
+            raise ending
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(ending)):
         run("def run(mini_batch): return mini_batch", files, run_folder=folder, watch=watch)
 
     paths = RunPaths(folder)
     text = paths.job_result.read_text()
     assert text.startswith("result: Cancelled\n")
-    assert "the run was stopped from outside (KeyboardInterrupt)" in text
+    assert f"the run was stopped from outside ({cause})" in text
+    assert re.search(
+        rf"Cancelled \({re.escape(cause)}\)\.( \d.*)?$", paths.driver_log.read_text(), re.MULTILINE
+    )
     assert "Traceback" not in text
     assert not paths.driver_error.exists()
+
+
+def test_processes_of_a_run_that_was_stopped_did_not_stop_by_themselves(run, files):
+    """What was killed in the middle of run() is `cancelled`, in the job report and in its log (R61, R120)."""
+    folder = files.parent / "run"
+    started = files.parent / "started"
+
+    def watch() -> None:
+        if started.exists():
+            raise KeyboardInterrupt
+
+    script = f"""
+        import time
+        def run(mini_batch):
+            open({str(started)!r}, "w").close()
+            time.sleep(60)
+    """
+    with pytest.raises(KeyboardInterrupt):
+        run(script, files, run_folder=folder, watch=watch, process_count_per_node=1)
+
+    paths = RunPaths(folder)
+    (process,) = rows(paths.process_summary)
+    assert process["End Reason"] == "cancelled"
+    log = Path(paths.node_files("node000")["process_log"].format(process="process000")).read_text()
+    assert re.search(r"mini-batch 0, attempt 1 \| cancelled \|.*\n.* \| ended \| cancelled\n$", log)
 
 
 def test_an_exception_of_the_driver_is_written_down(run, files):
@@ -303,17 +390,86 @@ def test_a_report_that_cannot_be_written_fails_no_run(run, files, caplog):
     assert not list(paths.process_summary.parent.glob("*.tmp"))
 
 
-def test_a_fault_in_the_reports_does_not_hide_why_a_run_failed(run, files, caplog):
-    """The reason is raised all the same; the fault has its stack trace in sys/error (R80, R206)."""
+@pytest.mark.parametrize("lost", ["error_summary", "failed_items", "process_errors", "job_result"])
+def test_a_fault_in_the_reports_does_not_hide_why_a_run_failed(run, files, caplog, lost):
+    """The reason is raised, and the other reports and the state are written (R80, R85, R206)."""
     folder = files.parent / "run"
     paths = RunPaths(folder)
-    paths.error_summary.mkdir(parents=True)
+    obstacle = getattr(paths, lost)
+    (obstacle / "x").mkdir(parents=True)
 
     with pytest.raises(ErrorThresholdExceeded, match="error_threshold=0"):
-        run(SCRIPT, files, mini_batch_size=1, run_max_try=1, error_threshold=0, run_folder=folder)
+        run(QUIET, files, mini_batch_size=1, run_max_try=1, error_threshold=0, run_folder=folder)
 
-    assert "The reports of the run could not be written: " in caplog.text
+    assert RunRecord.read(paths).state == "Failed"
     assert "IsADirectoryError" in paths.driver_error.read_text()
+    told = [text for text in caplog.messages if " could not be written: " in text]
+    assert len(told) == 1
+    assert paths.report.is_file()
+    assert paths.processed_mini_batches.is_file()
+    if obstacle != paths.job_result:
+        text = paths.job_result.read_text()
+        assert text.startswith("result: Failed\n")
+        assert f"not written: {told[0].partition(' could not be written')[0]}: [Errno 21]" in text
+        assert "ValueError: no three" in text
+        assert f": {obstacle}\n" not in text.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("lost", ["error_summary", "failed_items", "process_errors", "job_result"])
+def test_a_file_for_people_that_cannot_be_written_fails_no_run(run, files, caplog, lost):
+    """What is published is published: the run completes, and the log says what it lacks (R85)."""
+    folder = files.parent / "run"
+    paths = RunPaths(folder)
+    (getattr(paths, lost) / "x").mkdir(parents=True)
+
+    result = run(
+        "def run(mini_batch): return mini_batch", files, mini_batch_size=1, run_folder=folder
+    )
+
+    assert result.state == RunRecord.read(paths).state == "Completed"
+    assert result.report == str(paths.report)
+    assert len([text for text in caplog.messages if " could not be written: " in text]) == 1
+
+
+def test_a_run_whose_end_cannot_be_written_down_says_how_to_go_on(run, files, monkeypatch):
+    """Without its state the next run would not know of it; what is published stays (R206)."""
+    write = RunRecord.write
+
+    def full(record, paths):
+        if record.state != "Running":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(record, paths)
+
+    monkeypatch.setattr(RunRecord, "write", full)
+    folder = files.parent / "run"
+
+    with pytest.raises(OutputError, match="Free some space and run the step again"):
+        run("def run(mini_batch): return mini_batch", files, run_folder=folder)
+
+    assert len((RunPaths(folder).output / "parallel_run_step.txt").read_text().splitlines()) == 6
+    assert RunPaths(folder).job_result.read_text().startswith("result: Failed\n")
+
+
+def test_a_full_disk_after_publication_costs_files_for_people_only(run, files, capfd):
+    """Each file is given up on its own, and nothing is left half written (R85, R206)."""
+    folder = files.parent / "run"
+    paths = RunPaths(folder)
+    files_for_people = paths.error_summary, paths.failed_items, paths.job_result
+    for path in files_for_people:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".tmp").symlink_to("/dev/full")
+
+    result = run(
+        QUIET, files, mini_batch_size=1, run_max_try=1, error_threshold=-1, run_folder=folder
+    )
+
+    assert result.state == RunRecord.read(paths).state == "Completed with 1 failed item"
+    for path in files_for_people:
+        assert not path.exists()
+        assert not path.with_suffix(".tmp").is_symlink()
+    with pytest.raises(DatasetError, match="could not be written"):
+        result.failed_items()
+    assert "Logging error" not in capfd.readouterr().err
 
 
 KILLED = """
@@ -377,3 +533,21 @@ def test_the_next_sitting_writes_the_job_report_of_a_driver_that_was_killed(run,
     of_killed = [row for row in rows(paths.process_summary) if row["Node"] == "node000"]
     assert of_killed[0]["Process Id"]
     assert of_killed[0]["End Time"] == ""
+
+
+@pytest.mark.parametrize("lost", ["user", "user/error", "sys"])
+def test_a_log_folder_that_cannot_be_written_fails_no_run(run, files, tmp_path, caplog, lost):
+    """What was to be in it is lost; the log says so, once for each node, and the run goes on (R207)."""
+    folder = tmp_path / "run"
+    obstacle = folder / "logs" / lost
+    obstacle.parent.mkdir(parents=True)
+    obstacle.write_text("no folder")
+
+    result = run(
+        QUIET, files, run_folder=folder, mini_batch_size=1, run_max_try=1, error_threshold=-1
+    )
+
+    assert (result.items.succeeded, result.items.failed) == (5, 1)
+    said = [record for record in caplog.records if "log files are lost" in record.getMessage()]
+    assert [record.levelname for record in said] == ["WARNING"]
+    assert f"{obstacle}" in said[0].getMessage()

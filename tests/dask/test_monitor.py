@@ -199,7 +199,7 @@ def test_no_command_line_is_shown(monkeypatch):
 def test_a_disk_that_refuses_the_samples_fails_nothing_and_is_told_once(
     run, numbers, tmp_path, caplog
 ):
-    """R205: the monitor gives up; the run does not."""
+    """R205: there are no samples, the log of the run says so, and the run goes on."""
     logs = tmp_path / "run" / "logs"
     logs.mkdir(parents=True)
     (logs / "perf").write_text("in the way")
@@ -214,9 +214,26 @@ def test_a_disk_that_refuses_the_samples_fails_nothing_and_is_told_once(
         )
 
     assert lines(result) == EXPECTED
-    told = [record for record in caplog.records if "resource monitor" in record.getMessage()]
+    told = [record for record in caplog.records if "resources" in record.getMessage()]
     assert len(told) == 1
-    assert "node000 gives up: " in told[0].getMessage()
+    assert told[0].getMessage().startswith("node000: its resources are not watched")
+    assert (tmp_path / "run" / "logs" / "70_driver_log.txt").read_text().count("resources") == 1
+
+
+def test_a_disk_that_takes_samples_again_gets_them(settings, tmp_path):
+    """R62: a failure costs the samples until it is over, not all that would have come."""
+    perf = tmp_path / "logs" / "perf"
+    perf.parent.mkdir()
+    perf.write_text("in the way")
+    told = []
+    watch = started(settings, tmp_path, told.append)
+    until(lambda: told)
+    perf.unlink()
+    until((perf / "node000" / "node_resource_usage.csv").exists)
+    watch.stop()
+
+    assert len(told) == 1
+    assert "FileExistsError" in told[0] or "NotADirectoryError" in told[0]
 
 
 def test_a_failure_of_the_monitors_own_code_is_written_down(run, numbers, tmp_path, monkeypatch):
@@ -266,9 +283,9 @@ def settings(tmp_path):
     }
 
 
-def started(settings, tmp_path):
+def started(settings, tmp_path, tell=print):
     tree = ProcessTree(os.getpid(), "r/node000")
-    return monitor.Monitor(settings, RunPaths(tmp_path), tree, disks=[tmp_path])
+    return monitor.Monitor(settings, RunPaths(tmp_path), tree, disks=[tmp_path], tell=tell)
 
 
 def test_samples_that_take_longer_than_the_interval_do_not_pile_up(settings, tmp_path, monkeypatch):
@@ -339,6 +356,27 @@ def test_a_file_system_that_cannot_be_looked_at_is_left_out_and_told_once(tmp_pa
 
 class NoGPU(pynvml.NVMLError):
     """What NVML raises of a device that it cannot ask."""
+
+
+def test_a_process_of_any_name_has_one_row(tmp_path):
+    """A process may call itself what it likes: no line ends there, and no spreadsheet computes it (R66)."""
+    named = subprocess.Popen(
+        [
+            "python3",
+            "-c",
+            "import ctypes, time; ctypes.CDLL(None).prctl(15, b'=1+1\\nx', 0, 0, 0); "
+            "print(flush=True); time.sleep(600)",
+        ],
+        stdout=subprocess.PIPE,
+    )
+    with named:
+        try:
+            assert named.stdout.readline()
+            rows = list(Processes(ProcessTree(os.getpid(), "r/node000")).rows())
+        finally:
+            named.kill()
+    names = [row[2] for row in rows if row[1] == named.pid]
+    assert names == ["'=1+1\\nx"]
 
 
 def test_gpus_have_columns_where_nvml_tells_of_them(monkeypatch):

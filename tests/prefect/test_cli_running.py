@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from typing import NamedTuple
 
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from prefect_parallelrun import ParallelRunConfig, cli
+from prefect_parallelrun import FileDataset, ParallelRunConfig, cli
 from prefect_parallelrun.output.lock import RunLock
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.run_record import RunRecord
@@ -133,6 +134,51 @@ def test_run_and_run_again(project):
         "failed": 0,
         "reused": told["items"]["reused"],
     }
+
+
+TABLE_SCRIPT = """
+def run(mini_batch):
+    return mini_batch.assign(twice=mini_batch["amount"] * 2)
+"""
+
+
+def test_run_of_a_table(project):
+    """The table of a step file comes to the script as DataFrames, with the types that the file says (R242)."""
+    (project.data / "rows.csv").write_text("word;amount\nx;1\ny;2\nz;3\n")
+    project.script.write_text(TABLE_SCRIPT)
+    project.file.write_text(
+        project.file.read_text()
+        .replace("mini_batch_size: 2", "mini_batch_size: 10KB")
+        .replace(
+            "[files: data]",
+            "[{delimited: data/*.csv, separator: ';', column_types: {amount: float64}}]",
+        )
+    )
+
+    ended = project.call("run", project.file)
+    assert ended.code == 0, ended.stderr
+    assert "in 3 = out 3 + failed 0 (items)" in ended.stdout
+    assert project.rows == ["x 1.0 2.0", "y 2.0 4.0", "z 3.0 6.0"]
+
+
+def test_run_of_a_registered_dataset(project):
+    """A step file may name a registered dataset and its version; one that is not there is refused (R242)."""
+    name = f"texts-{uuid.uuid4().hex[:8]}"
+    FileDataset.from_files(str(project.data)).register(name)
+    (project.folder / "none").mkdir()
+    FileDataset.from_files(str(project.folder / "none")).register(name, create_new_version=True)
+    text = project.file.read_text()
+    project.file.write_text(
+        text.replace("[files: data]", f"[{{registered: {{name: {name}, version: 1}}}}]")
+    )
+
+    ended = project.call("run", project.file)
+    assert ended.code == 0, ended.stderr
+    assert project.rows == [f"row {name}.txt" for name in "abcde"]
+    project.file.write_text(project.file.read_text().replace("version: 1", "version: 7"))
+    refused = project.call("run", project.file)
+    assert (refused.code, refused.stdout) == (2, "")
+    assert name in refused.stderr
 
 
 def test_a_run_that_fails(project):
@@ -252,6 +298,7 @@ def test_replay(project):
 
     for arguments, said in [
         (["3"], "mini_batch=3 cannot be used"),
+        (["-1"], "mini_batch=-1 cannot be used: they are counted from 0"),
         (["1", "--items", "1"], "items='1' cannot be used"),
         (["1", "--items", "1:3"], "items='1:3' cannot be used: it has 2 items"),
     ]:
@@ -261,6 +308,39 @@ def test_replay(project):
     assert before == sorted(
         (path, path.stat().st_mtime_ns) for path in project.paths.root.rglob("*")
     )
+
+
+def test_replay_of_rows(project):
+    """How many rows a mini-batch has, only its data tell: more are refused, with how many there are (R213)."""
+    (project.data / "rows.csv").write_text("n\n" + "".join(f"{n}\n" for n in range(103)))
+    project.script.write_text("def run(mini_batch):\n    return list(mini_batch['n'])\n")
+    project.file.write_text(
+        project.file.read_text()
+        .replace("files: data", "delimited: data/rows.csv")
+        .replace("mini_batch_size: 2", "mini_batch_size: 1MB")
+    )
+    assert project.call("run", project.file).code == 0
+
+    part = project.call("replay", "score-files", 0, "--items", "101:103")
+    refused = project.call("replay", "score-files", 0, "--items", "101:104")
+
+    assert (part.code, part.stdout) == (
+        0, "mini-batch 0: list with 2 elements\n[101, 102]\n",
+    )  # fmt: skip
+    assert refused.code == 2
+    assert refused.stderr == "items='101:104' cannot be used: it has 103 rows\n"
+
+
+def test_replay_of_a_run_without_mini_batches(project):
+    """One that ended before it was planned is no run whose inputs changed (R213)."""
+    assert project.call("run", project.file).code == 0
+    record = RunRecord.read(project.paths)
+    record.model_copy(update={"grouping": "", "state": "Failed"}).write(project.paths)
+
+    refused = project.call("replay", "score-files", 0)
+
+    assert refused.code == 2
+    assert "ended before anything was planned, so it has no mini-batches" in refused.stderr
 
 
 def test_replay_refuses_other_inputs(project):
@@ -302,10 +382,42 @@ def test_debug(project):
     assert argv[0] != str(project.script)
 
 
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_script_that_exits(code, project):
+    """`sys.exit()` in a script is its error, with a stack trace, where it is tried out (R1, R242)."""
+    project.script.write_text(f"import sys\ndef run(mini_batch):\n    sys.exit({code})\n")
+
+    for arguments in (["debug", project.file], ["plan", project.file, "--time", 1]):
+        tried = project.call(*arguments)
+        assert (tried.code, tried.stdout) == (1, "")
+        assert tried.stderr.startswith("Traceback (most recent call last):\n  File")
+        assert f"    sys.exit({code})\n" in tried.stderr
+        assert tried.stderr.endswith(f"SystemExit: {code}\n")
+
+
+def test_sigterm_while_a_script_is_tried(project):
+    """SIGTERM in the script's own code ends the program as it always does, with no stack trace (R205)."""
+    project.script.write_text(
+        "import os, signal, time\ndef run(mini_batch):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
+    )
+    ended = subprocess.run(
+        **project.program("debug", project.file), capture_output=True, text=True, timeout=50
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "")
+
+
 def test_the_script_at_home(project):
-    """In `debug` the script finds arguments, helpers, EntryScript and folders as in a worker process (R17, R67, R107)."""
+    """In `debug` the script finds arguments, helpers, EntryScript and folders as in a worker process, and may write (R17, R67, R107)."""
     (project.script.parent / "helper.py").write_text("WORD = 'helped'\n")
-    (project.script.parent / "labels.txt").write_text("cat\n")
+    labels = project.script.parent / "labels.txt"
+    labels.write_text("cat\n")
+    (project.script.parent / ".amlignore").write_text("drafts.txt\n")
+    (project.script.parent / "drafts.txt").write_text("")
+    model = project.script.parent / "more" / "model.bin"
+    model.parent.mkdir()
+    model.write_bytes(b"m" * 200_000)
     project.script.write_text(
         "import os, sys\nimport helper\nfrom azureml_user.parallel_run import EntryScript\n"
         "def run(mini_batch):\n"
@@ -314,8 +426,12 @@ def test_the_script_at_home(project):
         "    assert it.output_dir == os.environ['AZUREML_BI_OUTPUT_PATH'], it.output_dir\n"
         "    assert os.path.isdir(it.log_dir) and 'parallelrun-debug' in it.log_dir, it.log_dir\n"
         "    assert it.agent_name == 'process000'\n"
+        "    assert not os.path.exists('drafts.txt')\n"
         "    with open('labels.txt') as file:\n"
-        "        return [helper.WORD, file.read().strip(), *sys.argv[1:]]\n"
+        "        label = file.read().strip()\n"
+        "    for name in ('labels.txt', 'more/model.bin', 'score.py', 'new.txt'):\n"
+        "        open(name, 'w').close()\n"
+        "    return [helper.WORD, label, *sys.argv[1:]]\n"
     )
 
     for _ in range(2):  # the second is not in the folders of the first
@@ -323,6 +439,9 @@ def test_the_script_at_home(project):
         assert tried.stdout.endswith("\n['helped', 'cat', '--word', 'row']\n"), tried.stderr
         assert tried.stderr.count("hello from the script") == 1
     assert not (project.script.parent / "logs").exists()
+    assert not (project.script.parent / "new.txt").exists()
+    assert (labels.read_text(), model.stat().st_size) == ("cat\n", 200_000)
+    assert project.script.stat().st_size > 0
 
 
 def test_validate(project):
@@ -389,12 +508,24 @@ def test_help_is_quick(project):
     assert shown.stdout == "[]\n"
 
 
-def test_nobody_reads(project):
+def test_checking_is_without_dask(project):
+    """What only looks at a step file does not wait for Dask and pandas to be imported (R242)."""
+    code = (
+        "import sys; from prefect_parallelrun import understanding\n"
+        "print(sorted({'dask', 'distributed', 'pandas', 'bokeh'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert shown.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("arguments", [["validate", "step.yaml"], ["--help"]])
+def test_nobody_reads(arguments, project):
     """A reader that has gone, like `head`, ends the program without a word (R242)."""
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
-        **project.program("validate", project.file),
+        **project.program(*arguments),
         stdout=writer,
         stderr=subprocess.PIPE,
         text=True,
@@ -402,6 +533,20 @@ def test_nobody_reads(project):
     os.close(writer)
 
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_output_that_cannot_be_written(project):
+    """A full disk is said in a sentence; a standard output that was closed is nobody's (R242)."""
+    command = project.program("validate", project.file)
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(**command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (
+        1, "standard output cannot be written: No space left on device\n",
+    )  # fmt: skip
+
+    command["args"] = ["sh", "-c", 'exec "$@" >&- <&-', "sh", *command["args"]]
+    closed = subprocess.run(**command, stderr=subprocess.PIPE, text=True)
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 @pytest.mark.slow
@@ -431,6 +576,34 @@ def test_signals(number, code, project):
     assert RunRecord.read(project.paths).state == "Cancelled"
     mark = f"PARALLELRUN_PROCESS={project.run_id}".encode()
     wait_until(lambda: not any(mark in environ_of(pid) for pid in os.listdir("/proc")), 5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_resume_after_the_driver_was_killed(project):
+    """A run whose driver got SIGKILL is Interrupted, and goes on from its folder to the same rows (R201)."""
+    project.stuck.touch()
+    with subprocess.Popen(
+        **project.program("run", project.file), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        try:
+            wait_until(
+                lambda: (project.folder / "stuck-reached").exists() or process.poll() is not None,
+                50,
+            )
+        finally:
+            process.kill()
+    mark = f"PARALLELRUN_PROCESS={project.run_id}".encode()
+    wait_until(lambda: not any(mark in environ_of(pid) for pid in os.listdir("/proc")), 20)
+    project.stuck.unlink()
+
+    assert json.loads(project.call("status", "score-files", "--json").stdout)["state"] == (
+        "Interrupted"
+    )
+    resumed = project.call("resume", "score-files")
+    assert resumed.code == 0, resumed.stderr
+    assert "in 5 = out 5 + failed 0 (items)" in resumed.stdout
+    assert project.rows == [f"row {name}.txt" for name in "abcde"]
 
 
 def test_a_breakpoint(project):

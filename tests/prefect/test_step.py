@@ -19,6 +19,9 @@ from prefect_parallelrun import (
     PipelineParameter,
 )
 from prefect_parallelrun.datasets import Dataset
+from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.report import overview
+from prefect_parallelrun.work import Work
 
 
 def _task_run_names(flow_run_id):
@@ -112,6 +115,31 @@ def test_a_second_step_takes_the_firsts_result(files, read_rows, submitted):
 
     line = "|".join(files.rows())
     assert read_rows(second) == [f"{first.output} parallel_run_step.txt {line}"]
+
+
+@pytest.mark.parametrize("allow_reuse", [True, False])
+def test_nothing_is_silent_before_there_is_a_run(files, monkeypatch, caplog, allow_reuse):
+    """Listing the inputs and looking for earlier runs may take long: the log says that they do (R54)."""
+    monkeypatch.setattr(overview, "PROGRESS_S", 0.05)
+    caplog.set_level(logging.INFO)
+
+    def until_told(line, do):
+        def call(*args, **keywords):
+            deadline = time.monotonic() + 20
+            while line not in caplog.text and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return do(*args, **keywords)
+
+        return call
+
+    for owner, name, line in (
+        (StepDefinition, "list_inputs", "Listing the inputs for 0:00:0"),
+        (Work, "earlier_run", "Looking for earlier runs for 0:00:0"),
+    ):
+        monkeypatch.setattr(owner, name, until_told(line, getattr(owner, name)))
+    assert files.step(allow_reuse=allow_reuse)().state == "Completed"
+    assert "Listing the inputs for 0:00:0" in caplog.text
+    assert "Looking for earlier runs for 0:00:0" in caplog.text
 
 
 def test_a_failing_step_shows_the_scripts_own_error(files, caplog):

@@ -466,6 +466,30 @@ def test_a_fork_at_the_start_or_end_does_not_answer(node, place, comes_back):
     assert node.event("process_ended")["reason"] == "stopped"
 
 
+def test_a_script_that_interrupts_itself_has_one_error(node):
+    """KeyboardInterrupt in run() ends the process; that it then ends, stop or not, is no error more (R59)."""
+    node.script("""
+        import os, time
+        def run(mini_batch):
+            while not os.path.exists(os.environ["AZUREML_BI_OUTPUT_PATH"] + "/go"):
+                time.sleep(0.01)
+            raise KeyboardInterrupt("enough")
+    """)
+    node.start()
+    tag = node.ranks()
+    node.event("bundle_started")
+    node.send(channel.pack(channel.STOP))
+    (node.output / "go").touch()
+
+    assert node.answer(tag).outcomes == ["failed"]
+    assert node.wait() == 0
+
+    assert not node.named("shutdown_failed")
+    assert node.named("process_ended")[0]["reason"] == "stopped"
+    assert node.log("error").count(" | mini-batch 0, attempt 1, run | ") == 1
+    assert node.log("error").count("KeyboardInterrupt: enough\n") <= 2  # heading and stack trace
+
+
 def test_large_results_pass_whole(node):
     """Rows of many megabytes come as they were, from two processes at once."""
     node.script("""

@@ -6,6 +6,7 @@ import re
 import time
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -90,6 +91,20 @@ def test_each_mini_batch_is_logged_as_it_is_picked_up_and_as_it_ends(node):
     assert (second["items"], second["succeeded"], second["failed"]) == ("1", "0", "1")
 
 
+@pytest.mark.parametrize("end_of_line", ["\\r", "\\r\\n", "\\x0b", "\\u2028"])
+def test_nothing_in_a_message_ends_a_line_of_the_log(node, end_of_line):
+    """Of a message with several lines the first is there, whatever ends it (R61)."""
+    node.script(f"def run(x): raise ValueError('bad{end_of_line}label')")
+    node.start()
+
+    node.run({"rank": 0})
+
+    (end,) = ends(node)
+    assert end["why"] == " | ValueError: bad"
+    path = Path(node.paths.node_files("node000")["process_log"].format(process="process000"))
+    assert b"label" not in path.read_bytes()
+
+
 def test_a_failed_mini_batch_is_logged_with_its_error(node):
     """The line of a mini-batch that failed says why, in one line (R61)."""
     node.script("def run(x): raise ValueError('bad\\nlabel \\ud800')")
@@ -139,12 +154,14 @@ def test_the_supervisor_logs_the_end_that_the_process_cannot(node, death, outcom
     node.script(f"""
         import os, time
         def run(mini_batch):
+            began = time.process_time()
+            while time.process_time() < began + 0.1:
+                pass
             if mini_batch.task_id == 1:
-                time.sleep(0.1)
                 {death}
             return [1]
     """)
-    node.start(run_timeout_s=0.4)
+    node.start(run_timeout_s=1.5)
 
     answer = node.run({"rank": 0}, {"rank": 1})
     node.event("process_ended")
@@ -154,7 +171,8 @@ def test_the_supervisor_logs_the_end_that_the_process_cannot(node, death, outcom
     assert (bad["mini_batch"], bad["outcome"], bad["failed"]) == ("1", outcome, "1")
     assert bad["why"].startswith(f" | {why}")
     assert 0.1 <= float(bad["run_s"]) <= float(bad["elapsed_s"])
-    assert bad["cpu_s"] == "nan"
+    assert 0.1 <= float(bad["cpu_s"]) < 0.2  # the first one's share is not in it
+    assert answer.results[1]["cpu_s"] == float(bad["cpu_s"])
     assert answer.results[1]["elapsed_s"] == float(bad["elapsed_s"])
     assert whats(node)[-3:-1] == ["mini-batch 1, attempt 1 | picked up", bad.string]
     assert whats(node)[-1].startswith(f"ended | {reason} | {why}")
@@ -174,6 +192,26 @@ def test_a_cancelled_mini_batch_is_logged_as_that(node):
     (end,) = ends(node)
     assert (end["outcome"], end["why"]) == ("cancelled", "")
     assert whats(node)[-1] == "ended | cancelled"
+
+
+def test_when_the_agent_is_gone_every_log_has_its_end(node):
+    """All are killed then, in the middle of run() or not, and each log says so (R61)."""
+    node.script("import time\ndef run(x): time.sleep(60)")
+    node.start(process_count=2)
+    node.until(lambda: len(node.named("process_ready")) == 2)
+    node.ranks(2, avoid=["process001"])
+    node.wait_for(lambda: "picked up" in node.log("process_log"))
+
+    began = time.monotonic()
+    node.close()
+
+    assert time.monotonic() - began < 1.0  # measured: 20 ms
+    (end,) = ends(node)
+    assert (end["mini_batch"], end["outcome"], end["why"]) == ("0", "cancelled", "")
+    assert (end["succeeded"], end["failed"], end["cpu_s"]) == ("0", "1", "nan")
+    assert whats(node)[-1] == "ended | cancelled"
+    assert node.log("process_log", "process001").endswith(" | ended | cancelled\n")
+    assert node.log("system_error") == ""
 
 
 def test_a_start_that_fails_is_logged_with_its_reason(node):

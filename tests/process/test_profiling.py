@@ -256,3 +256,66 @@ def test_a_profile_that_cannot_be_written_fails_nobody(node):
     assert node.run({"rank": 0}).outcomes == ["succeeded"]
     assert node.stop() == 0
     assert not node.named("start_failed")
+
+
+ODD_NAMES = """
+class Name(str): pass
+space = {}
+exec(compile("def odd(): return caller()", Name("made up"), "exec"), space)
+def caller(): return 1
+space["caller"] = caller
+def run(mini_batch):
+    return [space["odd"]()]
+"""
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_code_with_an_odd_file_name_is_in_the_profile(node, module):
+    """Code may have been compiled with any kind of str for a file name: that costs nothing (R81, R207)."""
+    node.script(ODD_NAMES)
+    node.start(profiling_module=module)
+
+    assert node.run({"rank": 0}, {"rank": 0}).rows == [b"1\n", b"1\n"]
+    assert node.stop() == 0
+
+    path = Path(node.paths.node_files("node000")["profile"].replace("{process}", "process000"))
+    stats = pstats.Stats(str(path)).stats
+    (odd,) = [function for function in stats if function[2] == "odd"]
+    assert odd[0] == "made up"
+    (callers,) = [figures[4] for function, figures in stats.items() if function[2] == "caller"]
+    assert set(callers) == {odd}
+    assert node.log("system_error") == ""
+
+
+def test_a_profile_names_the_users_own_files(node):
+    """As stack traces do: the snapshot is gone when somebody reads it (R81)."""
+    node.script(SCRIPT)
+    node.start(profiling_module="cProfile", source_directory="/home/me/scripts")
+
+    node.run({"rank": 0})
+    assert node.stop() == 0
+
+    path = Path(node.paths.node_files("node000")["profile"].replace("{process}", "process000"))
+    stats = pstats.Stats(str(path)).stats
+    assert {file for file, _, function in stats if function == "at_run"} == {
+        "/home/me/scripts/score.py"
+    }
+    assert not [file for file, _, _ in stats if file.startswith(str(node.source))]
+
+
+def test_a_profile_that_cannot_be_put_together_fails_nobody(node):
+    """Whatever the script did to the profiler costs the profile alone, and is told once (R80, R207)."""
+    node.script("""
+        import gc
+        for found in gc.get_objects():
+            if type(found).__name__ == "_CProfile":
+                found._profiler.snapshot_stats = None
+        def run(mini_batch): return [1]
+    """)
+    node.start(profiling_module="cProfile")
+
+    assert node.run({"rank": 0}).outcomes == ["succeeded"]
+    assert node.stop() == 0
+
+    assert not node.named("start_failed")
+    assert node.log("system_error").count("the profile ") == 1

@@ -29,6 +29,7 @@ def empty(**changes) -> ReportData:
         "run_id": "r1",
         "state": "Failed",
         "origin": ORIGIN,
+        "started_at": ORIGIN,
         "duration_s": 0.0,
         "closing_line": "in 0 = out 0 + failed 0 (items)",
         "output": "",

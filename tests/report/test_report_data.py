@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import synthetic
 
+from prefect_parallelrun.errors import ParallelRunError
 from prefect_parallelrun.models import Counts, RunSummary
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.schema import open_for_writing
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.report import timeline
+from prefect_parallelrun.report import distributions, timeline, usage
+from prefect_parallelrun.report import gather as gather_module
 from prefect_parallelrun.report.gather import gather
 from prefect_parallelrun.report.report_again import report_of
 from prefect_parallelrun.report.shown_settings import shown_arguments, shown_text
 from prefect_parallelrun.report.summary import summarise
-from prefect_parallelrun.run_record import RunRecord
+from prefect_parallelrun.run_record import RunRecord, kept_definition
 
 NO_SUMMARY = RunSummary(mini_batches=Counts(), items=Counts(), attempts=0, rows=0)
 
@@ -307,13 +309,15 @@ def test_a_killed_sitting_does_not_go_on_in_the_next(tmp_path):
     assert max(block.end for block in first) < min(block.start for block in second)
 
 
-def test_a_run_without_a_journal_has_a_report(tmp_path):
+def test_a_run_without_a_journal_has_a_report(small, tmp_path):
     """What failed before anything ran says why, and has nothing else."""
     paths = RunPaths(tmp_path)
     RunRecord(
         step="early", run_id="x", fingerprint="", started_at=datetime.now(UTC), output="o"
     ).write(paths)
-    data = data_of(paths, failure="the input is not there")
+    definition = kept_definition(small)
+    data = data_of(paths, failure="the input is not there", definition=definition)
+    assert dict(data.settings)["mini_batch_size"] == "10"
     assert data.failure == "the input is not there"
     assert not data.blocks
     assert not sum(data.succeeded)
@@ -377,6 +381,149 @@ def test_a_long_monitor_file_is_read_in_parts(tmp_path):
     assert max(np.diff(node.times)) < length * 0.05
 
 
+def test_what_a_monitor_left_empty_costs_only_its_row(tmp_path):
+    """A blank value, a row of bare commas, half a time: the rows around them are shown (R241)."""
+    paths = synthetic.write_run(tmp_path / "run", mini_batches=50, nodes=2, samples=5)
+    before = data_of(paths)
+    for file in (paths.node_usage("node000"), paths.process_usage("node000")):
+        lines = file.read_text().splitlines()
+        values = lines[1].split(",")
+        column = lines[0].split(",").index("cpu_percent")
+        blank = [*values[:column], "", *values[column + 1 :]]
+        commas = "," * (len(values) - 1)
+        bad_time = ["2026-03-14T", *values[1:]]
+        odd = [",".join(blank), commas, ",".join(bad_time), "nan" + commas, "\0", ""]
+        file.write_text("\n".join([lines[0], *odd, *lines[1:]]) + "\n")
+    data = data_of(paths)
+    assert data.node_usage == before.node_usage
+    assert data.process_usage == before.process_usage
+
+
+def test_a_monitor_file_that_cannot_be_read_costs_only_its_node(tmp_path):
+    """A directory in the place of a file, or a file of something else: the other nodes are shown (R241)."""
+    paths = synthetic.write_run(tmp_path / "run", mini_batches=50, nodes=3, samples=5)
+    paths.node_usage("node000").unlink()
+    paths.node_usage("node000").mkdir()
+    paths.node_usage("node001").write_bytes(b"\xff\x00not,ours\n1,2\n")
+    data = data_of(paths)
+    assert [one.name for one in data.node_usage] == ["node002"]
+    assert not data.unmade
+    assert report_of(paths).stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("broken", "section"),
+    [
+        ("timeline.single_blocks", "timeline"),
+        ("usage.process_usage", "resources"),
+        ("attempt_arrays.pages", "throughput"),
+        ("_slowest", "slowest"),
+        ("_reuse", "reuse"),
+        ("shown_settings", "settings"),
+        ("Durations.add", "durations"),
+    ],
+)
+def test_a_part_that_fails_does_not_cost_the_page(small, monkeypatch, broken, section):
+    """Its section says that it could not be made, and why; all others are there (R241)."""
+
+    def fail(*_, **__):
+        raise RuntimeError("a bad day")
+
+    owner = gather_module
+    *path, name = broken.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    monkeypatch.setattr(owner, name, fail)
+    data = data_of(small)
+    assert data.unmade[section] == "RuntimeError: a bad day"
+    page = report_of(small).read_text(encoding="utf-8")
+    assert "This part could not be made: RuntimeError: a bad day" in page
+    assert page.count("<h2 id=") == 10
+
+
+def test_a_chart_that_fails_does_not_cost_the_page(small, monkeypatch):
+    """Where it would be stands why it could not be drawn; all others are drawn (R241)."""
+
+    def fail(*_):
+        raise RuntimeError("no colours left")
+
+    monkeypatch.setattr(distributions, "cpu_against_elapsed", fail)
+    page = report_of(small).read_text(encoding="utf-8")
+    assert page.count("This part could not be made: RuntimeError: no colours left") == 1
+    assert 'id="chart-timeline"' in page
+    assert 'id="chart-cpu"' not in page
+
+
+def test_a_node_whose_clock_is_off_is_shown(tmp_path):
+    """Before the run began, or after it ended, by the driver's clock: all its blocks are there (R241)."""
+    for number, shift in enumerate((-7200.0, 7200.0)):
+        paths = synthetic.write_run(tmp_path / str(number), mini_batches=100, nodes=1)
+        before = data_of(paths)
+        change(
+            paths,
+            f"UPDATE attempts SET started_at = started_at + {shift}",
+            f"UPDATE processes SET started_at = started_at + {shift}, ready_at = ready_at + {shift},"
+            f" ended_at = ended_at + {shift}",
+        )
+        data = data_of(paths)
+        kinds = Counter(block.kind for block in data.blocks)
+        assert (
+            kinds["run"]
+            == Counter(block.kind for block in before.blocks)["run"]
+            == len(attempts_of(paths))
+        )
+        first = min(one.started_at for one in processes_of(paths))
+        last = max(one.started_at + one.elapsed_s for one in attempts_of(paths))
+        assert data.origin == min(first, synthetic.BEGAN)
+        assert data.origin + data.duration_s >= last
+        assert data.started_at == synthetic.BEGAN
+
+
+def test_monitor_files_of_many_nodes_are_read_within_a_budget(tmp_path, monkeypatch):
+    """What is read does not grow with the nodes: of each file there are parts, from all over the run."""
+    paths = synthetic.write_run(
+        tmp_path / "run", mini_batches=400, nodes=40, processes=2, samples=600, failing=0
+    )
+    whole = data_of(paths)
+    monkeypatch.setattr(usage, "_ALL_BYTES", 1 << 20)
+    read = []
+    parts = usage._parts
+
+    def counted(path, share):
+        for names, lines, all_of_it in parts(path, share):
+            read.append(sum(map(len, lines)))
+            yield names, lines, all_of_it
+
+    monkeypatch.setattr(usage, "_parts", counted)
+    data = data_of(paths)
+    assert sum(len(paths.process_usage(node.node).read_bytes()) for node in data.nodes) > 4 << 20
+    # The processes' files of the nodes that are shown are read twice.
+    assert sum(read) < 5 << 20
+    assert len(data.node_usage) == len(whole.node_usage) == 40
+    for one, all_of_it in zip(data.node_usage, whole.node_usage, strict=True):
+        assert one.times[0] == pytest.approx(all_of_it.times[0], abs=data.duration_s * 0.1)
+        assert one.times[-1] == pytest.approx(all_of_it.times[-1], abs=data.duration_s * 0.1)
+    assert len(data.process_usage) <= 24
+
+
+def test_cpu_time_that_is_not_known_is_not_counted(tmp_path):
+    """Such attempts are in the histogram, but in no cell; what a core was busy is of the others."""
+    paths = synthetic.write_run(tmp_path / "run", mini_batches=100, failing=0)
+    change(
+        paths,
+        "UPDATE attempts SET elapsed_s = 99 WHERE mini_batch = 7",
+        "UPDATE attempts SET cpu_s = -1 WHERE mini_batch < 10",
+    )
+    data = data_of(paths)
+    assert sum(data.duration_counts) == 100
+    assert sum(one.count for one in data.cpu_cells) == 90
+    known = [one for one in attempts_of(paths) if one.mini_batch >= 10]
+    assert data.cpu_total_s == pytest.approx(sum(one.cpu_s for one in known), rel=1e-4)
+    assert data.elapsed_total_s == pytest.approx(sum(one.elapsed_s for one in known), rel=1e-4)
+    assert (data.slowest[0].mini_batch, data.slowest[0].cpu_s) == (7, None)
+    assert "unknown" in report_of(paths).read_text(encoding="utf-8")
+
+
 def test_secrets_are_in_no_report(small):
     """Values of environment variables, and of arguments that look like secrets, are hidden (R78)."""
     data = data_of(small)
@@ -400,6 +547,28 @@ def test_secrets_are_in_no_report(small):
         (["--url", "https://me:pw@host/a?sig=abc&b=1"], ["--url", "https://***@host/a?sig=***&b=1"]),
         (["--store", "AccountName=a;AccountKey=k=="], ["--store", "AccountName=a;AccountKey=***"]),
         (["--keyboard", "us", "--tokens_per_batch", "8"], ["--keyboard", "us", "--tokens_per_batch", "8"]),
+        (["--authorization", "Bearer S"], ["--authorization", "***"]),
+        (["--header", "Authorization: Bearer S"], ["--header", "Authorization: ***"]),
+        (["--header", "Cookie: a=S; b=S"], ["--header", "Cookie: ***"]),
+        (["--header", "X-Api-Key:S"], ["--header", "X-Api-Key:***"]),
+        (["--send", "Bearer S"], ["--send", "Bearer ***"]),
+        (["--cfg", '{"password": "S", "a": 1}'], ["--cfg", '{"password": ***, "a": 1}']),
+        (["--cfg", '{"a": "password: S"}'], ["--cfg", '{"a": "password: ***']),
+        (["--conn", "Server=x;Password=a S;b=c"], ["--conn", "Server=x;Password=***;b=c"]),
+        (["--conn", "Server=x Password=a'S"], ["--conn", "Server=x Password=***"]),
+        (["--conn", 'Password="a;S";Server=x'], ["--conn", "Password=***;Server=x"]),
+        (["--conn", "PWD={a;S};Server=x"], ["--conn", "PWD=***;Server=x"]),
+        (["--set", "Password = S"], ["--set", "Password = ***"]),
+        (["--set", "password: S"], ["--set", "password: ***"]),
+        (["PGPASSWORD=S", "authtoken=S"], ["PGPASSWORD=***", "authtoken=***"]),
+        (["--token", "-S", "-v"], ["--token", "***", "-v"]),
+        (["--token", "--verbose"], ["--token", "--verbose"]),
+        *(([f"--{name}", "S"], [f"--{name}", "***"]) for name in ("pw", "bearer", "passcode", "cookie")),
+        (["--db", "mysql://u:p/S@h/x"], ["--db", "mysql://***@h/x"]),
+        (["--db", "mysql://u:p@S@h/x"], ["--db", "mysql://***@h/x"]),
+        (["--file", "https://host/a@b.csv", "k=v"], ["--file", "https://host/a@b.csv", "k=v"]),
+        (["--file", "abfss://box@host/a"], ["--file", "abfss://***@host/a"]),
+        (["--when", "2026-01-01 10:30", "C:/data"], ["--when", "2026-01-01 10:30", "C:/data"]),
         (["--primary-column", "id"], ["--primary-column", "id"]),
     ],
 )  # fmt: skip
@@ -417,7 +586,7 @@ def test_texts_lose_what_opens_something():
 SCRIPT = """
 import os, time
 def run(mini_batch):
-    time.sleep(0.05 if "-slow" in mini_batch[0] else 0.005)
+    time.sleep(0.5 if "-slow" in mini_batch[0] else 0.005)
     if "-bad" in mini_batch[0]:
         raise ValueError("no")
     if "-deadly" in mini_batch[0]:
@@ -454,6 +623,16 @@ def test_the_report_of_a_run_with_deaths(run, tmp_path):
     assert str(folder / "02-slow.txt") in paths.report.read_text(encoding="utf-8")
 
 
+def test_a_run_that_fails_before_anything_ran_shows_its_settings(run, tmp_path):
+    """The settings in force are known before the run folder has them written down (R241)."""
+    folder = tmp_path / "run"
+    with pytest.raises(ParallelRunError):
+        run(SCRIPT, tmp_path / "missing", run_folder=folder, mini_batch_size=7)
+    page = RunPaths(folder).report.read_text(encoding="utf-8")
+    assert "They are not known" not in page
+    assert "<code>mini_batch_size</code></td><td><code>7</code>" in page
+
+
 def test_a_report_that_fails_costs_nothing(run, tmp_path, monkeypatch, caplog):
     """Where the report cannot be written, the run completes, and the log says why (R241)."""
     from prefect_parallelrun.driver import accounts
@@ -468,7 +647,7 @@ def test_a_report_that_fails_costs_nothing(run, tmp_path, monkeypatch, caplog):
     paths = RunPaths(Path(result.run_directory))
     assert "no report today" in caplog.text
     assert "no_report" in paths.driver_error.read_text()
-    assert "report:" not in paths.job_result.read_text()
+    assert f"report: {paths.report}" not in paths.job_result.read_text()
 
 
 @pytest.mark.slow

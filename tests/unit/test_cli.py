@@ -135,14 +135,21 @@ def test_run_ids(run_root):
         folder = run_root / step / "twice"
         folder.mkdir(parents=True)
         RunPaths(folder).record.write_text("{}")
+        RunPaths(folder).token.write_text("twice")
     once = run_root / "first-step" / "once"
     once.mkdir()
     RunPaths(once).record.write_text("{}")
+    RunPaths(once).token.write_text("once")
+    foreign = run_root / "first-step" / "experiment"
+    foreign.mkdir()
+    RunPaths(foreign).record.write_text("{}")
 
     assert settings.run_paths("once").root == once
     assert settings.run_paths(str(folder)).root == folder
     with pytest.raises(OutputError, match="'twice' may be any of 2 runs: first-step/twice, other-"):
         settings.run_paths("twice")
+    with pytest.raises(OutputError, match="'experiment' is no run folder"):
+        settings.run_paths("experiment")
 
 
 def test_names_of_new_runs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -157,6 +158,15 @@ def test_names_that_mean_no_run_or_several(a_copy, call):
     assert settings.run_paths("score-files").root == other
 
 
+@pytest.mark.parametrize("name", ["~nobody-of-that-name", "x" * 300, "a/" + "x" * 300, "", "."])
+def test_what_can_be_no_name(name, call):
+    """A home of nobody, or a name that is too long for a file: it is a sentence, not a stack trace."""
+    refused = call("status", name)
+
+    assert (refused.code, refused.stdout) == (2, "")
+    assert "is no run folder" in refused.stderr
+
+
 # -- status --------------------------------------------------------------------------------
 
 
@@ -215,10 +225,26 @@ def test_states_as_they_are(a_copy, call):
     failed = call("status", "score-files", "--json")
 
     assert (gone.code, json.loads(gone.stdout)["state"]) == (1, "Interrupted")
+    assert "the next run of the step goes on with it" in json.loads(gone.stdout)["again"]
+    assert json.loads(failed.stdout)["again"] is None
     assert (lives.code, json.loads(lives.stdout)["state"]) == (4, "Running")
     assert f"process {os.getpid()} on" in json.loads(lives.stdout)["driver"]
     assert (starting.code, json.loads(starting.stdout)["state"]) == (4, "Starting")
     assert (failed.code, json.loads(failed.stdout)["state"]) == (1, "Failed")
+
+
+def test_how_to_go_on_with_an_interrupted_run(a_copy, call):
+    """What no step takes for its own, only `resume` goes on with; where nothing was planned, nothing can."""
+    record = RunRecord.read(a_copy)
+    changes = {"state": RUNNING, "fingerprint": ""}
+    record.model_copy(update=changes).write(a_copy)
+    of_two_scripts = call("status", "score-files")
+    record.model_copy(update={**changes, "grouping": ""}).write(a_copy)
+    unplanned = call("status", "score-files")
+
+    again = f"`parallelrun resume {a_copy.root.name} --with-current-script` goes on with it"
+    assert again in of_two_scripts.stdout
+    assert "before anything ran: run the step again" in unplanned.stdout
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"standing": {"planned": 3}}', "\\xff"])
@@ -246,7 +272,7 @@ def test_errors(ran, call):
     assert 'raise ValueError("bad file")' in told.stdout
     assert "b.txt" in told.stdout
     assert f"stack trace in: {ran.logs / 'user' / 'error' / 'node000'}" in told.stdout
-    assert f"1 items failed: {ran.failed_items}" in told.stdout
+    assert f"1 item failed: {ran.failed_items}" in told.stdout
 
     found = json.loads(call("errors", "score-files", "--json").stdout)
     (error,) = found["errors"]
@@ -268,6 +294,24 @@ def test_errors_of_init(tmp_path, monkeypatch, call):
     assert "KeyError" in told.stdout
     assert "outside of any mini-batch" in told.stdout
     assert "raise KeyError('no model')" in told.stdout
+    # The report that is made anew shows them as the one at the end of the run does (R241).
+    told = call("report", "score-files")
+    page = Path(told.stdout.strip()).read_text(encoding="utf-8")
+    assert "Distinct errors" in page
+    assert "outside of any mini-batch" in page
+
+
+def test_an_error_without_a_place(tmp_path, monkeypatch, call):
+    """Nobody knows where in the script a process died, so nothing is said of it (R209)."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT", str(tmp_path / "runs"))
+    with pytest.raises(ParallelRunError):
+        run_once(tmp_path, "import os\n\ndef run(mini_batch):\n    os._exit(3)\n")
+
+    told = call("status", "score-files").stdout
+    (line,) = [line for line in told.splitlines() if line.startswith("newest error")]
+    assert "ProcessDied: " in line
+    assert not line.endswith("()")
+    assert "(first in mini-batch 0)" in call("errors", "score-files").stdout
 
 
 def test_no_errors(tmp_path, monkeypatch, call):
@@ -294,12 +338,29 @@ def test_plan(folder, call):
         "files         3",
         "to read       3.0 KB",
         "processes     2 on 1 node",
-        f"  2: 2.9 KB, 1 items: {folder / 'data' / 'c.txt'}",
-        f"  1: 20 bytes, 1 items: {folder / 'data' / 'b.txt'}",
+        f"  2: 2.9 KB, 1 item: {folder / 'data' / 'c.txt'}",
+        f"  1: 20 bytes, 1 item: {folder / 'data' / 'b.txt'}",
     ):
         assert line in told.stdout, line
     assert "a.txt" not in told.stdout
     assert "8 bytes to 16 bytes  1" in told.stdout
+
+
+def test_plan_with_an_odd_file_name(tmp_path, call, monkeypatch):
+    """A line of the plan stays one, whatever a file is called."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT", str(tmp_path / "runs"))
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "scripts" / "score.py").write_text("def run(mini_batch):\n    return mini_batch\n")
+    (tmp_path / "data" / "two\nlines\t.txt").write_text("x")
+    (tmp_path / "step.yaml").write_text(STEP)
+
+    told = call("plan", tmp_path / "step.yaml")
+
+    assert f"  0: 1 byte, 1 item: {tmp_path}/data/two\\nlines\\t.txt\n" in told.stdout
+    none = call("plan", tmp_path / "step.yaml", "--list", "0")
+    assert "mini-batches  1\n" in none.stdout
+    assert "to read       1 byte\n" in none.stdout
 
 
 def test_plan_for_machines(folder, call):
@@ -406,6 +467,22 @@ def test_report(a_copy, call, monkeypatch):
     assert (told.code, told.stdout) == (0, f"{a_copy.report}\n")
     assert "<html" in a_copy.report.read_text()
     assert opened == [a_copy.report.as_uri()]
+    found = json.loads(call("report", "score-files", "--json").stdout)
+    assert found == {"run": a_copy.root.name, "report": str(a_copy.report)}
+
+
+def test_a_report_that_cannot_be_written(a_copy, call, monkeypatch):
+    """Why is said in a sentence."""
+    monkeypatch.setattr("prefect_parallelrun.report.report_again.write_report", _read_only)
+
+    refused = call("report", "score-files")
+
+    assert (refused.code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"the report {a_copy.report} cannot be written: ")
+
+
+def _read_only(paths, data):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(paths.report))
 
 
 def test_clean(a_copy, call):
@@ -435,6 +512,15 @@ def test_an_age_that_cannot_be_read(call, text):
 
     assert refused.code == 2
     assert "give minutes, hours, days or weeks: 90m, 36h, 30d, 8w" in refused.stderr
+
+
+@pytest.mark.parametrize("text", ["99999999999999d", "9" * 5_000 + "w"])
+def test_an_age_beyond_all_bounds(call, text):
+    """It is refused like every other that cannot be used."""
+    refused = call("clean", "--older-than", text)
+
+    assert refused.code == 2
+    assert "no run is that old" in refused.stderr
 
 
 @pytest.mark.parametrize(

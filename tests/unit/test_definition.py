@@ -235,6 +235,7 @@ def test_no_rank_mini_batches(make, count):
         ("--progress_update_timeout", -1),
         ("--progress_update_timeout",),
         ("--resource_monitor_interval", -1),
+        ("--resource_monitor_interval", "1e10"),
         ("--resource_monitor_interval", "--other"),
         ("--append_row_dataframe_header", "maybe"),
         ("--rank_mini_batch_count", "many"),

@@ -31,15 +31,17 @@ def root(tmp_path, monkeypatch):
 def make(root):
     """Return a function that makes a run folder: `make("02", "Failed", done=True)`."""
 
-    def one(day, state="Completed", *, fingerprint="", done=False, step="score-files"):
+    def one(day, state="Completed", *, fingerprint=None, done=False, step="score-files"):
         run_id = f"202601{day}T000000000-aaaaaaaa-0000"
         paths = RunPaths(root / step / run_id)
         paths.logs.mkdir(parents=True)
         paths.driver_log.write_text("x" * 10_000)
+        paths.token.write_text(run_id)
+        paths.lock.touch()
         RunRecord(
             step=step,
             run_id=run_id,
-            fingerprint=fingerprint or day,
+            fingerprint=day if fingerprint is None else fingerprint,
             started_at=datetime.now(UTC),
             state=state,
             output="out",
@@ -120,7 +122,8 @@ def test_the_newest_ones_and_young_ones_stay(make):
     month = Rules(keep=0, older_than=timedelta(days=30))
     assert days(judge(month)) == []
     moment = time.time() - 31 * 86400
-    os.utime(old.record, (moment, moment))
+    for file in (old.record, old.lock):
+        os.utime(file, (moment, moment))
     assert days(judge(month)) == ["01"]
 
 
@@ -173,11 +176,69 @@ def test_a_run_that_never_began(root):
     """Its driver was killed before it wrote anything down: there is nothing to keep."""
     folder = root / "score-files" / "20260101T000000000-aaaaaaaa-0000"
     folder.mkdir(parents=True)
+    (folder / "token").write_text(folder.name)
     (folder / "lock").write_text("")
 
     (verdict,) = judge(ALL)
 
     assert (verdict.kept, verdict.state) == (None, "never begun")
+
+
+@pytest.mark.parametrize("name", ["run.json", "lock", "token"])
+def test_a_folder_of_somebody_else(root, name):
+    """A file of a plain name is no sign of a run, whatever was asked for."""
+    folder = root / "project" / "experiment-1"
+    folder.mkdir(parents=True)
+    (folder / name).write_text('{"lr": 1}')
+
+    assert list(judge(Rules(keep=0, everything=True))) == []
+
+
+def test_a_record_that_cannot_be_read(make):
+    """Nobody knows what such a run is, be it the newest that completed, so it goes with all others only."""
+    make("01")
+    damaged, lost = make("02"), make("03", done=True)
+    damaged.record.write_text('{"lr": 1}')
+    lost.record.unlink()
+    foreign = make("04")
+    foreign.record.write_text('{"lr": 1}')
+    foreign.lock.unlink()
+
+    why = {one.run_id[6:8]: (one.state, one.kept) for one in judge(ALL)}
+
+    unreadable = ("unreadable", "its record cannot be read")
+    assert why == {
+        "04": unreadable,
+        "03": unreadable,
+        "02": unreadable,
+        "01": ("Completed", "the newest completed run of its step"),
+    }
+    assert days(judge(Rules(keep=0, everything=True))) == ["03", "02", "01"]
+
+
+def test_runs_that_no_step_takes_for_its_own(make):
+    """After `resume --with-current-script` they have no fingerprint, and each can be gone on with."""
+    make("01", FAILED, fingerprint="", done=True)
+    make("02", RUNNING, fingerprint="", done=True)
+    make("03", FAILED, fingerprint="")
+
+    why = {one.run_id[6:8]: (one.state, one.kept) for one in judge(ALL)}
+
+    assert why == {
+        "03": (FAILED, None),
+        "02": ("Interrupted", "it can be resumed"),
+        "01": (FAILED, "it can be resumed"),
+    }
+
+
+def test_a_journal_that_cannot_be_read(make):
+    """What is in it may be worth a repair."""
+    paths = make("01", FAILED, done=True)
+    paths.journal.write_bytes(b"no database" * 1000)
+
+    (verdict,) = judge(ALL)
+
+    assert verdict.kept == "it can be resumed"
 
 
 def test_a_step_that_is_not_there(root):

@@ -11,6 +11,7 @@ import pytest
 from prefect_parallelrun.driver.events import NodeJoined, NodeLost
 from prefect_parallelrun.driver.history import History
 from prefect_parallelrun.models import (
+    UNKNOWN_S,
     AttemptError,
     AttemptRecord,
     NodeRecord,
@@ -83,6 +84,19 @@ def reported(paths: RunPaths) -> None:
 def table(path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_cpu_time_that_nobody_knows_is_no_figure(tmp_path):
+    """An attempt that was lost with its node has an empty cell, and adds nothing to the sums (R120)."""
+    lost = failure(2, outcome=Outcome.NODE_LOST, cpu_s=UNKNOWN_S)
+    paths = journalled(tmp_path, attempt(1), lost, attempt(3))
+
+    reported(paths)
+
+    attempts = table(paths.processed_mini_batches)
+    assert [row["Process Seconds"] for row in attempts] == ["0.250000", "", "0.250000"]
+    (process,) = table(paths.process_summary)
+    assert process["Process Seconds"] == "0.500000"
 
 
 def test_each_attempt_is_a_row(tmp_path):
@@ -282,6 +296,20 @@ def test_memory_does_not_grow_with_the_attempts(tmp_path):
     assert peak < 400_000
 
 
+def test_what_has_succeeded_since_is_not_counted_as_failed(tmp_path):
+    """Two sittings of one mini-batch: items that succeeded and failed are not more than there are (R120, R201)."""
+    journalled(tmp_path, failure(0), attempt(1, items_succeeded=9, items_failed=1))
+    paths = journalled(tmp_path, attempt(0), attempt(1))
+
+    reported(paths)
+
+    rows = table(paths.processed_mini_batches)
+    assert [(row["Succeeded"], row["Failed"]) for row in rows][-2:] == [("10", "0")] * 2
+    for each in (paths.process_summary, paths.node_summary):
+        (row,) = table(each)
+        assert (row["Attempts"], row["Succeeded"], row["Failed"]) == ("4", "20", "0")
+
+
 def test_exceptions_of_the_driver_have_a_file_of_their_own(tmp_path):
     """Each with its time (UTC) and stack trace, and nothing else; without any there is no file (R80)."""
     paths = RunPaths(tmp_path)
@@ -406,18 +434,18 @@ def test_the_history_of_a_process_is_noted_as_it_is_heard():
 
 
 def test_at_the_end_of_a_sitting_everything_has_an_end():
-    """What is still there then has stopped: nodes, and processes that said no more."""
+    """So have nodes, and processes that said no more: why, is for the sitting to say."""
     notes = []
     history = History(notes.append)
     history.node_joined(joined("node000"))
     history.heard(news("process_started", "process000", NOON))
 
-    history.end()
-    history.end()
+    history.end("cancelled")
+    history.end("cancelled")
 
     process, node = notes[2:]
     assert process.ended_at is not None
-    assert process.reason == "stopped"
+    assert process.reason == "cancelled"
     assert node.left_at is not None
     assert node.reason == ""
 
@@ -431,7 +459,7 @@ def test_of_a_lost_node_nobody_saw_the_processes_end():
 
     history.node_lost(NodeLost(node="node000", reason="its Dask worker is gone"))
     history.node_lost(NodeLost(node="node001", reason="it never came to be"))
-    history.end()
+    history.end("stopped")
 
     assert notes[-1].reason == "its Dask worker is gone"
     assert len(notes) == 3

@@ -29,6 +29,9 @@ def test_counts_sizes_and_the_largest():
         (8, 16, 3),
     ]
     assert [one.index for one in found.largest] == [5, 4, 6]
+    for largest in (0, 1, 9):
+        other = plan.outline(largest=largest)
+        assert (other.mini_batches, other.bytes, other.sizes) == (7, sum(sizes), found.sizes)
 
 
 def test_nothing():

@@ -31,7 +31,7 @@ class Run:
             mini_batches_succeeded=0,
             mini_batches_failed=0,
             retries=0,
-            running=0,
+            rows=0,
             items_succeeded=0,
             items_failed=0,
         )
@@ -46,9 +46,12 @@ class Run:
     def heard(self, name, node, process, now):
         self.starts.heard({"name": name, "node": node, "process": process}, now)
 
-    def runs(self, number, node, indices, now):
+    def submits(self, number, node, indices, now=0.0):
         members = [Pending(MiniBatch(index, 0, 1, 1, {"files": ["a"]})) for index in indices]
         self.waits.submitted(Bundle(number=number, node=node, members=members), now)
+
+    def runs(self, number, node, indices, now):
+        self.submits(number, node, indices, now)
         self.waits.begun(number, now)
 
     def standing(self, now, planned=100, joining=()):
@@ -81,6 +84,24 @@ def test_of_many_mini_batches_at_once_the_oldest_is_named():
     run.runs(1, "node000", [5, 6, 7], 2.0)
     run.runs(2, "node000", [8], 9.0)
     assert run.standing(12.0).doing == ("node000: 2 running mini-batch 5 and 2 others for 10 s",)
+
+
+def test_what_waits_on_a_node_does_not_run():
+    """R54: of a bundle one mini-batch runs, of a bundle that no process has begun none."""
+    run = Run()
+    run.joined("node000", 2)
+    for process in ("process000", "process001"):
+        run.heard("process_ready", "node000", process, 1.0)
+    run.submits(1, "node000", [9, 10, 11, 12])
+    assert run.standing(2.0).running == 0
+    run.runs(2, "node000", [5, 6, 7], 2.0)
+    run.runs(3, "node000", [8], 2.0)
+    assert run.standing(3.0).running == 2
+    run.waits.begun(1, 4.0)  # heard before the end of the one that its process had
+    assert run.standing(4.0).running == 2
+    run.waits.ended(2)
+    run.waits.ended(3)
+    assert run.standing(5.0).running == 1
 
 
 def test_a_process_that_died_is_not_counted_any_more():

@@ -225,6 +225,27 @@ def test_programs_read_where_the_run_stands(telling):
     )
 
 
+def test_a_stage_that_has_only_begun_is_no_news_for_the_log(telling, caplog):
+    """Nothing has lasted for 0:00:00 that is worth a line (R54)."""
+    telling.pass_s(9)
+    telling.overview.stage("writing the reports")
+    telling.pass_s(9)
+    assert caplog.messages == []
+    telling.pass_s(1)
+    assert len(caplog.messages) == 1
+
+
+def test_after_the_end_nothing_runs_any_more(telling):
+    """R54: whatever the last line said, the driver is at nothing, and nothing is left to wait for."""
+    telling.overview.stage(RUNNING)
+    telling.overview.show(standing(doing=("node000: 1 ready",)))
+    telling.overview.end("Cancelled", "by Ctrl-C")
+    telling.overview.beat(last=True)
+    told = telling.progress()["standing"]
+    assert (told["running"], told["doing"], told["left_s"]) == (0, [], None)
+    assert told["succeeded"] == standing().succeeded
+
+
 def test_a_disk_that_takes_nothing_is_told_of_once(tmp_path, caplog):
     """What is only watched never costs the run."""
     caplog.set_level(logging.WARNING)

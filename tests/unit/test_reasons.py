@@ -206,11 +206,20 @@ def test_a_side_input_changed(step):
 
 
 def test_how_an_input_is_read_changed(step):
-    """Where all files are as they were, it is how they are read."""
+    """It is told, whether files differ, too, or all are as they were."""
     paths = f"{step.data}/*"
     data = FileDataset.from_files(paths, content=True).as_named_input("images")
+    how = "how input 0 (images) is read changed"
 
-    assert clause(step, inputs=(data,)).endswith("how input 0 (images) is read changed")
+    assert clause(step, inputs=(data,)) == how
+    os.utime(step.data / "b.txt", (1, 1))
+    assert clause(step, inputs=(data,)) == (
+        f"{how}; files of input 0 (images): 1 changed: {step.data}/b.txt (its time changed)"
+    )
+    formatted = FileDataset.from_files(paths, partition_format="{name}.txt").as_named_input(
+        "images"
+    )
+    assert clause(step, inputs=(formatted,)).startswith(f"{how}; files of input 0 (images)")
 
 
 def test_several_changes(step):

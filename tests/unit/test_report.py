@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import threading
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +14,9 @@ from prefect_parallelrun.models import AttemptError, AttemptRecord, Counts, Outc
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.report import failed_items, failure, job_result, summary
+from prefect_parallelrun.report import failed_items, failure, job_report, job_result, summary
 from prefect_parallelrun.report.driver_log import driver_log
+from prefect_parallelrun.report.replaced import replaced
 
 
 def succeeded(
@@ -179,6 +182,107 @@ def test_error_txt_has_each_distinct_error_once(tmp_path):
     assert "items: /data/0-0.png" in text
 
 
+def test_error_txt_counts_what_it_does_not_show(tmp_path):
+    """Of very many distinct errors the rarest are left out, but counted (R209)."""
+    kinds = [f"Error{number}" for number in range(120)]
+    paths = run_of(
+        tmp_path, *(failed(number, kind) for number, kind in enumerate([*kinds, *kinds[:30]]))
+    )
+
+    text = failure.write_error_summary(paths, summarise(paths)).read_text()
+
+    first, second, third, *_ = text.splitlines()
+    assert first.startswith("120 distinct errors: Error0 × 2 (first at score.py:12 in run, ")
+    assert first.endswith(", and 115 more")
+    assert (second, third) == ("failed 150 times", "below are the 100 most frequent")
+    assert text.count("\n--- ") == 100
+
+
+def test_an_error_that_came_once_without_a_place(tmp_path):
+    """Where it was raised is not said of what nobody knows (R59)."""
+    died = AttemptError(category="exit", type="ProcessDied", message="exit code 3")
+    paths = run_of(tmp_path, failed(7, error=died))
+
+    text = failure.write_error_summary(paths, summarise(paths)).read_text()
+
+    assert text.startswith(
+        "1 distinct error: ProcessDied × 1 (first in mini-batch 7)\nfailed once\n"
+    )
+    assert "--- 1. ProcessDied: exit code 3\nonce, in mini-batch 7 on node001" in text
+
+
+def test_errors_of_processes_are_among_the_others_by_how_often_they_came(tmp_path):
+    """What ended the run is quoted first where that is the start of processes (R206, R209)."""
+    paths = run_of(tmp_path, *(failed(index) for index in range(3)), failed(3, "KeyError"))
+    error = {"type": "OSError", "where": "s.py:3 in init", "message": "gone", "traceback": ""}
+    event = {"node": "node000", "process": "process002", "error": error}
+    groups = failure.process_errors([event, event], paths)
+
+    found = summary.with_process_errors(summarise(paths), groups)
+
+    assert [error.type for error in found.errors] == ["ValueError", "OSError", "KeyError"]
+    assert (found.distinct_errors, found.errors_counted) == (3, 6)
+    text = failure.failure_text(found, cause="it ended", paths=paths)
+    assert text.startswith("it ended\n\nValueError: ")
+    text = failure.failure_text(found, cause="init() failed", paths=paths, of_starts=True)
+    assert text.startswith("init() failed\n\nOSError: gone")
+
+
+def test_text_for_people_has_no_control_characters(tmp_path, caplog):
+    """Neither a terminal nor `grep` stumbles over what a script says; lines of a message stay lines."""
+    message = "nul\0 esc\x1b[31m\r\nnext"
+    error = AttemptError(category="exception", type="ValueError", message=message, traceback="t\0")
+    paths = run_of(tmp_path, failed(0, error=error))
+    found = summarise(paths)
+    with Journal(paths.journal) as journal:
+        job_report.write_job_report(paths, journal)
+    failure.write_error_summary(paths, found)
+    text = failure.failure_text(found, cause=message, paths=paths)
+    job_result_of(paths, "Failed", message)
+    with driver_log(paths, "run-5", forward_to=logging.getLogger("test-flow")) as log:
+        log.warning("%s", message)
+
+    written = [text, *failure.first_errors(found), *caplog.messages]
+    files = paths.error_summary, paths.job_result, paths.driver_log, paths.processed_mini_batches
+    written += [path.read_bytes().decode() for path in files]
+    assert len(written) == 7
+    for one in written:
+        assert r"nul\x00 esc\x1b[31m" in one
+        assert not set(one) & set("\0\x1b\r")
+    assert r"\x0d" + "\nnext" in text
+
+
+def test_a_file_that_is_not_completed_leaves_the_earlier_one(tmp_path, monkeypatch):
+    """A disk that takes no more destroys nothing, and what it does not remove hides no reason."""
+    path = tmp_path / "result.txt"
+    path.write_text("earlier")
+    (tmp_path / "result.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"), replaced(path) as file:
+        file.write("later")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [
+        ("result.txt", "earlier")
+    ]
+
+    def read_only(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    with pytest.raises(ZeroDivisionError), replaced(path):
+        raise ZeroDivisionError
+
+
+def test_a_list_of_failed_items_that_cannot_be_written_leaves_no_wrong_one(tmp_path):
+    """What an earlier sitting listed may have succeeded since (R204)."""
+    paths = run_of(tmp_path, failed(0, items=3))
+    paths.failed_items.write_text("{}\n")
+    paths.failed_items.with_suffix(".tmp").symlink_to("/dev/full")
+
+    with Journal(paths.journal) as journal, pytest.raises(OSError, match="No space left"):
+        failed_items.write_failed_items(paths, journal, items_of, kind="file")
+
+    assert not paths.failed_items.exists()
+
+
 def test_error_txt_is_not_there_without_errors(tmp_path):
     """A run without errors has no error.txt, not even one of before."""
     paths = run_of(tmp_path, succeeded(0))
@@ -235,6 +339,7 @@ def test_job_result_of_a_completed_run(tmp_path):
 def test_job_result_of_a_failed_run(tmp_path):
     """On failure job_result.txt has the cause, and which files to open (R85)."""
     paths = run_of(tmp_path, failed(1))
+    failure.write_error_summary(paths, summarise(paths))
 
     lines = job_result_of(paths, "Failed", "no node left\nat all")
 
@@ -490,19 +595,26 @@ def test_the_log_level_is_kept_to(tmp_path):
     assert "DEBUG detail" in RunPaths(tmp_path).driver_log.read_text()
 
 
-def test_a_disk_that_takes_no_log_hides_no_error(tmp_path, monkeypatch):
-    """Lines that the disk does not take are still pending when the log is closed (R206)."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+def test_a_disk_that_takes_no_log_hides_no_error(tmp_path, caplog, capsys):
+    """It is told once, and without stack traces; lines are still pending when the log is closed (R206)."""
     paths = RunPaths(tmp_path)
-    paths.driver_log.parent.mkdir(parents=True)
+    paths.driver_error.mkdir(parents=True)
     paths.driver_log.symlink_to("/dev/full")
 
     def run(*failure: Exception) -> None:
-        with driver_log(paths, "run-3") as log:
-            log.info("no room for this")
+        with driver_log(paths, "run-3", forward_to=logging.getLogger("test-flow")) as log:
+            for _ in range(3):
+                log.info("no room for this")
+                log.warning("nor for that", exc_info=OSError("x"))
             for error in failure:
                 raise error
 
     with pytest.raises(OutputError, match="is kept"):
         run(OutputError("what is done is kept"))
+    told = [text for text in caplog.messages if "cannot be written" in text]
+    assert [text.partition(" cannot")[0] for text in told] == [
+        str(paths.driver_log),
+        str(paths.driver_error),
+    ]
+    assert capsys.readouterr().err == ""
     run()  # nor is it a failure

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from prefect_parallelrun.models import Counts, ErrorGroup, RunSummary
+from prefect_parallelrun.models import Counts, ErrorGroup, NodeRecord, RunSummary
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report import page, wording
+from prefect_parallelrun.report.page_data import Cell, Slow
 from tests.report import samples
 
 
@@ -200,6 +201,89 @@ def test_importing_the_report_does_not_import_bokeh():
 def test_durations_are_written_for_people(seconds, text):
     """A duration has about three digits, in the unit in which people say it."""
     assert wording.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0.02, 0.6, ["20 ms", "50 ms", "0.1 s", "0.2 s", "0.5 s"]),
+        (8, 400, ["10 s", "20 s", "60 s", "2 min", "5 min"]),
+        (100, 2000, ["2 min", "5 min", "10 min", "20 min", "30 min"]),
+        (1000, 40_000, ["20 min", "30 min", "1 h", "2 h", "5 h", "10 h"]),
+        (1e-3, 1e6, None),
+    ],
+)
+def test_axes_of_durations_have_round_figures(low, high, texts):
+    """Above a minute that is round minutes and hours; there are never so many that they touch."""
+    from prefect_parallelrun.report.distributions import duration_ticks
+
+    ticks = duration_ticks(low, high)
+    assert texts is None or [text for _, text in ticks] == texts
+    assert 4 <= len(ticks) <= 10
+    assert all(low <= at <= high for at, _ in ticks)
+
+
+def test_charts_say_what_they_show():
+    """Rates in a unit in which they are numbers, counts in whole ones, and the line of one busy core."""
+    from bokeh.models import ColorBar, LinearAxis
+
+    from prefect_parallelrun.report import charts
+
+    data = dataclasses.replace(
+        samples.empty(),
+        duration_s=3 * 86400.0,
+        bin_s=3600.0,
+        succeeded=[2] * 72,
+        failed=[0] * 71 + [1],
+        items=[120] * 72,
+        cpu_cells=[
+            Cell(elapsed_from=100, elapsed_to=110, cpu_from=0.1, cpu_to=0.11, count=number)
+            for number in (1, 2)
+        ],
+    )
+    drawn, undrawn = charts.draw(data)
+    assert not undrawn
+    labels = {name: _labels(chart, LinearAxis) for name, chart in drawn.items()}
+    assert "attempts per hour" in labels["throughput"]
+    assert "items per minute" in labels["items"]
+    (counts,) = drawn["throughput"].renderers[0].data_source.data["count"][:1]
+    assert counts == 2
+    (bar,) = drawn["cpu"].select({"type": ColorBar})
+    assert list(bar.ticker.ticks) == [1, 2]
+    low, high = drawn["cpu"].y_range.start, drawn["cpu"].y_range.end
+    assert low < 0.1
+    assert high >= drawn["cpu"].x_range.end
+    formats = [
+        text
+        for hover in drawn["throughput"].tools
+        if getattr(hover, "tooltips", None)
+        for _, text in hover.tooltips
+    ]
+    assert "@left{%e %b %H:%M:%S}" in formats
+
+
+def _labels(chart, kind) -> list[str | None]:
+    return [axis.axis_label for axis in chart.select({"type": kind})]
+
+
+def test_tables_of_very_many_nodes_end(paths):
+    """50 nodes are named, and how many more there are (R241)."""
+    nodes = [NodeRecord(node=f"node{n:03}", host="h", address="a", processes=1) for n in range(64)]
+    text = Outline(page.render(paths, samples.empty(nodes=nodes))).text
+    assert "node049" in text
+    assert "node050" not in text
+    assert "And 14 more nodes" in text
+
+
+def test_of_what_was_split_the_part_is_named(paths):
+    """One of the slowest that was only some items of its mini-batch says which (R241)."""
+    slow = Slow(
+        mini_batch=1234, attempt=1, node="node000", process="process000", elapsed_s=3.0, run_s=3.0,
+        cpu_s=None, outcome="succeeded", part=(4, 8),
+    )  # fmt: skip
+    text = Outline(page.render(paths, samples.empty(slowest=[slow]))).text
+    assert "1,234, items 4 to 7" in text
+    assert "unknown" in text
 
 
 def test_what_cannot_be_seen_is_spelt_out():

@@ -87,7 +87,7 @@ def test_what_succeeded_is_not_run_again(tmp_path):
 
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == [0, 3]
-        assert output.earlier == Earlier(mini_batches=2, items=20)
+        assert output.earlier == Earlier(mini_batches=2, items=20, rows=20)
 
 
 def test_of_a_split_mini_batch_only_the_rest_is_run(tmp_path):
@@ -107,7 +107,7 @@ def test_of_a_split_mini_batch_only_the_rest_is_run(tmp_path):
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == [0]
         assert output.earlier == Earlier(
-            mini_batches=1, items=15, parts={1: ((2, 3), (5, 7), (8, 10))}
+            mini_batches=1, items=15, rows=15, parts={1: ((2, 3), (5, 7), (8, 10))}
         )
         before = output.journal.totals()
         for first, stop in output.earlier.parts[1]:
@@ -140,7 +140,7 @@ def test_a_mini_batch_whose_parts_all_succeeded_is_done(tmp_path):
     with OutputWriter(paths, keep_rows=True) as output:
         totals = output.journal.totals()
         assert list(output.done()) == [0]
-        assert output.earlier == Earlier(mini_batches=1, items=10)
+        assert output.earlier == Earlier(mini_batches=1, items=10, rows=10)
 
     assert (totals.mini_batches, totals.mini_batches_reused, totals.items_reused) == (1, 1, 10)
 
@@ -191,7 +191,7 @@ def test_rows_are_in_input_order_however_items_were_split(tmp_path, seed):
         sitting(paths, *pieces[start : start + 200])
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == list(range(300))
-        assert output.earlier == Earlier(mini_batches=300, items=3000)
+        assert output.earlier == Earlier(mini_batches=300, items=3000, rows=3000)
         published = output.publish(tmp_path, "out.txt", order="input")
 
     assert published.read_bytes() == b"".join(map(rows, range(300)))
@@ -240,10 +240,12 @@ def test_missing_rows_are_tried_again_if_asked(tmp_path):
 
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == [0, 1, 2]
-        assert output.earlier == Earlier(mini_batches=3, items=26, items_failed=4)
+        assert output.earlier == Earlier(mini_batches=3, items=26, rows=26, items_failed=4)
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
         assert list(output.done()) == [0, 2]
-        assert output.earlier == Earlier(mini_batches=2, items=20, missing={(1, None): (6, 4)})
+        assert output.earlier == Earlier(
+            mini_batches=2, items=20, rows=20, missing={(1, None): (6, 4)}
+        )
 
 
 def test_a_retry_of_missing_rows_that_fails_changes_nothing(tmp_path):
@@ -274,7 +276,7 @@ def test_a_retry_of_missing_rows_that_succeeds_replaces_them(tmp_path):
         with pytest.raises(OutputError, match="UNIQUE"):
             output.flush()
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
-        assert output.earlier == Earlier(mini_batches=2, items=20)
+        assert output.earlier == Earlier(mini_batches=2, items=20, rows=20)
         published = output.publish(tmp_path, "out.txt", order="input")
 
     assert published.read_bytes() == rows(0) + rows(1)
@@ -290,11 +292,11 @@ def test_missing_rows_of_a_part_are_tried_again_with_that_part(tmp_path):
 
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == [0]
-        assert output.earlier == Earlier(mini_batches=1, items=8, items_failed=2)
+        assert output.earlier == Earlier(mini_batches=1, items=8, rows=8, items_failed=2)
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
         assert list(output.done()) == []
         assert output.earlier == Earlier(
-            items=5, parts={0: ((5, 10),)}, missing={(0, (5, 10)): (3, 2)}
+            items=5, rows=5, parts={0: ((5, 10),)}, missing={(0, (5, 10)): (3, 2)}
         )
         output.add(*part(0, 5, 10))
         published = output.publish(tmp_path, "out.txt", order="input")
@@ -312,7 +314,10 @@ def test_missing_rows_are_tried_again_beside_what_is_left(tmp_path):
 
     with OutputWriter(paths, keep_rows=True, retry_missing=True) as output:
         assert output.earlier == Earlier(
-            items=2, parts={0: ((2, 3), (3, 7), (7, 10))}, missing={(0, (3, 7)): (2, 2)}
+            items=2,
+            rows=2,
+            parts={0: ((2, 3), (3, 7), (7, 10))},
+            missing={(0, (3, 7)): (2, 2)},
         )
         output.add(failure(0, (2, 3)))
         output.add(*part(0, 3, 7))
@@ -377,7 +382,7 @@ def test_a_failure_of_before_is_no_success_of_before(tmp_path):
 
     with OutputWriter(paths, keep_rows=True) as output:
         assert list(output.done()) == [0]
-        assert output.earlier == Earlier(mini_batches=1, items=19, parts={2: ((9, 10),)})
+        assert output.earlier == Earlier(mini_batches=1, items=19, rows=19, parts={2: ((9, 10),)})
         totals = output.journal.totals()
 
     assert (totals.mini_batches, totals.mini_batches_succeeded) == (4, 2)

@@ -96,6 +96,7 @@ def test_one_bad_item_costs_about_twice_the_logarithm_of_calls(items, place):
     assert tracker.tally == policy.Tally(
         mini_batches_succeeded=2, mini_batches_failed=0, items_succeeded=items, items_failed=1
     )
+    assert tracker.retries == tracker.attempts - 2  # all but the first of each mini-batch
 
 
 def test_the_rows_of_good_parts_are_kept_and_bad_parts_settle_nothing():
@@ -381,6 +382,7 @@ def test_of_two_results_with_rows_missing_the_better_holds(rows, holds):
     assert settled.record.final == (rows >= 3)
     assert tracker.done
     assert (tracker.items_succeeded, tracker.items_failed) == (holds, 4 - holds)
+    assert tracker.rows == holds
 
 
 def test_missing_rows_that_are_not_tried_again_count_from_the_start():
@@ -388,8 +390,9 @@ def test_missing_rows_that_are_not_tried_again_count_from_the_start():
     tracker = Tracker(
         [files(0, 4)],
         limits(max_attempts=1, error_threshold=3, isolate=False),
-        earlier=Earlier(mini_batches=2, items=5, items_failed=3),
+        earlier=Earlier(mini_batches=2, items=5, rows=5, items_failed=3),
     )
+    assert tracker.rows == 5
     tracker.node_joined("node000", 1)
     assert tracker.exceeded() is None
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+import traceback
+from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from prefect_parallelrun import ConfigError, FileDataset, ParallelRunConfig, ParallelRunError
 from prefect_parallelrun.config import PipelineParameter
 from prefect_parallelrun.step_file import load_config, load_step
+from prefect_parallelrun.understanding import understood
+from prefect_parallelrun.yaml_document import Place
 
 
 @pytest.fixture
@@ -199,8 +204,25 @@ inputs:
         (
             "inputs:",
             "task_options: {retry: 2}\ninputs:",
-            "task_options.retry is no option of Prefect's task: did you mean retries?",
+            "task_options.retry is no key here: did you mean retries?",
         ),
+        (
+            "inputs:",
+            "task_options: {retries: many}\ninputs:",
+            "task_options.retries='many' cannot be used: it must be a whole number",
+        ),
+        (
+            "inputs:",
+            "task_options: {cache_expiration: 1 day}\ninputs:",
+            "task_options.cache_expiration='1 day' cannot be used: it must be a number of seconds",
+        ),
+        ("inputs:", "task_options: {tags: 5}\ninputs:", "task_options.tags=5 cannot be used"),
+        ("inputs:", "task_options: {timeout_seconds: .inf}\ninputs:", "timeout_seconds=inf cannot"),
+        ("inputs:", "task_options: {name: x}\ninputs:", "task_options.name is no key here"),
+        ("inputs:", "task_options: {on_failure: x}\ninputs:", "task_options.on_failure is no key"),
+        ("inputs:", "task_options: {cache_policy: x}\ninputs:", "task_options.cache_policy is no"),
+        ("name: score-files", "name: 2026-13-45", "line 2, column 7: it is no timestamp"),
+        ("name: score-files", "name: !!bool 7", "line 2, column 7: it is no bool"),
         (
             "inputs:",
             "allow_reuse: perhaps\ninputs:",
@@ -245,8 +267,105 @@ def test_a_file_that_is_none(folder, load):
     for text in ("a: [", "- a\n"):
         with pytest.raises(ConfigError, match=r"step\.yaml"):
             load(text)
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
-        load_step(folder / "nowhere.yaml")
+    for name in ("nowhere.yaml", "~nobody-of-this-name/nowhere.yaml"):
+        for loading in (load_step, load_config, understood):
+            with pytest.raises(ConfigError, match=r"nowhere\.yaml.* cannot be read"):
+                loading(Path(name))
+
+
+def test_task_options(load):
+    """What a file can say of Prefect's options comes to the task as Prefect takes it."""
+    step = load(
+        GOOD + "task_options: {retries: 1, retry_delay_seconds: [1, 2.5], tags: [a, b],"
+        " cache_expiration: 90, log_prints: true, task_run_name: mine}\n"
+    )
+
+    task = step._task
+    assert (task.retries, task.retry_delay_seconds, task.tags) == (1, [1, 2.5], {"a", "b"})
+    assert (task.cache_expiration, task.log_prints) == (timedelta(seconds=90), True)
+    assert task.task_run_name == "mine"
+
+
+def bomb(line, first="[x, x, x, x, x, x, x, x, x]"):
+    """YAML of some lines that are nine times as much each, when their aliases are written out."""
+    lines = [f"a0: &a0 {first}"]
+    return "\n".join(lines + [line.format(n=n, m=n - 1) for n in range(1, 10)]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            bomb("a{n}: &a{n} [" + ", ".join(["*a{m}"] * 9) + "]"),
+            "with its aliases it has more than",
+        ),
+        (
+            bomb("a{n}: &a{n} {{<<: [" + ", ".join(["*a{m}"] * 9) + "]}}", "{x: 1}"),
+            "with its aliases it has more than",
+        ),
+        ("type: parallel\ntask: &a {x: *a}\n", "line 2, column 7: it is nested in"),
+        ("a: " + "[" * 3000 + "]" * 3000, "it is nested too deeply"),
+        ("a: " + "[" * 300 + "]" * 300, "it is nested "),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_yaml_without_end(text, said, folder, load):
+    """What is small as a file and endless as a value is refused at once, with a short word (R242)."""
+    (folder / "config.yaml").write_text(text)
+    for loading in (lambda: load(text), lambda: load_config(folder / "config.yaml")):
+        with pytest.raises(ConfigError, match="cannot be read as YAML") as refused:
+            loading()
+        assert said in str(refused.value)
+        assert len(str(refused.value)) < 400
+
+
+@pytest.mark.timeout(20)
+def test_a_value_without_end():
+    """An error writes no more of a value than it shows (R242)."""
+    value = "x"
+    for _ in range(20):
+        value = [value] * 9
+
+    refused = Place("step.yaml").at("inputs").refuse(value, "too much")
+    assert str(refused).startswith("step.yaml: inputs=[[[[")
+    assert len(str(refused)) < 300
+
+
+def test_merged_mappings(load):
+    """What YAML merges into a mapping is its own, also where it was merged into another before (R242)."""
+    step = load("""
+        name: score-files
+        config: {<<: &more {<<: &base {run_max_try: 2, node_count: 2}, node_count: 3}, entry_script: scripts/score.py}
+        inputs: [{files: data}]
+    """)
+
+    assert (step.parallel_run_config.run_max_try, step.parallel_run_config.node_count) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "storage: {account_key: secret: x}",
+        "key: 'secret",
+        "key: *secret",
+        "key: !secret x",
+        "key: !secret!x y",
+        "key: &secret 1\nother: &secret 2",
+        "%TAG !secret! x\n%TAG !secret! x\n--- {}",
+        "key: @secret",
+        "key: secret\n- secret",
+        'key: "\\qsecret"',
+        "key: !!int secret",
+        "[secret]: 1",
+    ],
+)
+def test_a_file_that_is_no_yaml_is_not_quoted(line, folder, load):
+    """Errors name line and column, not what stands there: it may be a secret (R78)."""
+    (folder / "config.yaml").write_text(line)
+    for loading in (lambda: load(line), lambda: load_config(folder / "config.yaml")):
+        with pytest.raises(ConfigError, match=r"line [123], column [0-9]+: ") as refused:
+            loading()
+        assert "secret" not in "".join(traceback.format_exception(refused.value, chain=True))
 
 
 AZURE = """
@@ -380,13 +499,16 @@ def test_a_table_of_azure(folder, load):
         "- drop_columns: a",
         "- read_delimited: {include_path_column: true}",
         "- read_avro",
+        "- [read_delimited, a]",
+        "- 7",
+        "  7",
+        "- read_parquet\npaths: 5",
     ],
 )
 def test_what_of_an_mltable_is_refused(transformations, folder, load):
     """What would change the rows and is not understood is refused, never left out (R109)."""
-    (folder / "MLTable").write_text(
-        f"paths: [{{file: a.csv}}]\ntransformations:\n{transformations}\n"
-    )
+    paths = "" if "paths:" in transformations else "paths: [{file: a.csv}]\n"
+    (folder / "MLTable").write_text(f"{paths}transformations:\n{transformations}\n")
     with pytest.raises(ConfigError, match="MLTable"):
         load("""
             type: parallel
@@ -448,7 +570,6 @@ def test_what_of_azure_is_refused(before, after, said, load):
 def test_the_example_of_the_documentation(tmp_path):
     """The complete example in docs/reference/step-file.md loads."""
     import re
-    from pathlib import Path
 
     page = Path(__file__).parents[2] / "docs" / "reference" / "step-file.md"
     examples = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)

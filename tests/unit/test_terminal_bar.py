@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 import threading
+import warnings
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
@@ -165,8 +166,6 @@ def test_lines_of_the_log_stand_above_the_bar(terminal, log):
             bar.show(RUNNING, standing(10 + number))
             log.info("line %d %s", number, "x" * 150)
             print("printed", number)
-            print("not yet ended", end="")
-            sys.stdout.flush()
     assert [handler.stream for handler in handlers] == [shown.file, shown.file]
     assert handlers[0].console.file is shown.file
     assert sys.stdout is shown.file
@@ -175,10 +174,75 @@ def test_lines_of_the_log_stand_above_the_bar(terminal, log):
     expected = []
     for number in range(5):
         text = f"line {number} {'x' * 150}"
-        expected += [text[:100], text[100:]] * 2 + [f"printed {number}", "not yet ended"]
+        expected += [text[:100], text[100:]] * 2 + [f"printed {number}"]
     assert lines[: len(expected)] == expected
     assert lines[len(expected)].startswith("score ━")
     assert lines[len(expected) + 1 :] == ["after", "after"]
+
+
+def test_an_unfinished_line_waits_for_its_end(terminal):
+    """Dots and percentages that a flow prints one by one are one line, as they are without a bar."""
+    shown = terminal()
+    with TerminalBar("score", level=logging.INFO) as bar:
+        bar.show(RUNNING, standing(20))
+        for _ in range(5):
+            print(".", end="", flush=True)
+        print(" done")
+        for percent in range(0, 101, 10):
+            print(f"\r{percent}%", end="", flush=True)
+        print()
+        for percent in range(0, 101, 10):
+            print(f"{percent} of 100", end="\r")
+        print("\nunfinished", end="")
+    lines = screen(shown.end(), 100)
+    assert lines[:3] == ["..... done", "100%", "100 of 100"]
+    assert sorted(line.split()[0] for line in lines[3:]) == ["score", "unfinished"]
+
+
+def test_a_stream_below_a_bar_is_what_it_was(terminal):
+    """Who asks `sys.stdout` for its encoding, as many libraries do, gets that of the terminal."""
+    terminal()
+    with TerminalBar("score", level=logging.INFO):
+        assert (sys.stdout.encoding, sys.stdout.errors) == ("utf-8", "strict")
+        assert sys.stdout.writable()
+        assert sys.stdout.isatty()
+        sys.stdout.writelines(["a\n", "b\n"])
+
+
+def test_a_chatty_flow_is_not_slowed_down(terminal):
+    """The rows are drawn ten times a second, however many lines come to stand above them."""
+    shown = terminal()
+    with TerminalBar("score", level=logging.INFO):
+        for number in range(5_000):
+            print("line", number, flush=True)
+    written = shown.end()
+    lines = screen(written, 100)
+    assert [line for line in lines if line.startswith("line")] == [
+        f"line {number}" for number in range(5_000)
+    ]
+    assert len(re.findall("score", written)) < 500
+
+
+def test_what_a_forked_process_prints_is_not_lost(terminal):
+    """It has no thread that draws the rows, and so writes by itself."""
+    shown = terminal()
+    with TerminalBar("score", level=logging.INFO), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # other threads are there
+        child = os.fork()
+        if not child:
+            print("from the child", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+    assert "from the child" in shown.end()
+
+
+def test_a_row_that_is_not_kept_leaves_nothing(terminal):
+    """What was at work for a while before the step itself leaves the terminal as it was."""
+    shown = terminal()
+    with TerminalBar("score", level=logging.INFO, kept=False) as bar:
+        bar.show("listing the inputs", None)
+        print("a line")
+    assert screen(shown.end(), 100) == ["a line"]
 
 
 def test_several_steps_have_a_row_each(terminal, log):

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_parallelrun.driver import policy
 from prefect_parallelrun.driver.tracker import Tracker
-from prefect_parallelrun.models import Earlier, MiniBatch, Outcome
+from prefect_parallelrun.models import UNKNOWN_S, Earlier, MiniBatch, Outcome
 
 LIMITS = policy.Limits(
     max_attempts=3,
@@ -192,6 +192,7 @@ def test_a_mini_batch_that_was_running_on_three_lost_nodes_has_failed():
         settled = tracker.node_left(f"node{k:03d}")
 
     assert [s.record.outcome for s in settled] == [Outcome.NODE_LOST]
+    assert settled[0].record.cpu_s == UNKNOWN_S  # the job report has no figure of it
     assert tracker.done
     assert tracker.items_failed == 2
 

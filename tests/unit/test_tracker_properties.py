@@ -287,7 +287,7 @@ class AnyOrder(RuleBasedStateMachine):
         return list(self.flying.values())[which % len(self.flying)]
 
     def counts(self):
-        return (self.tracker.tally, self.tracker.attempts, self.tracker.running)
+        return (self.tracker.tally, self.tracker.attempts, self.tracker.done)
 
     def items_of(self, unit):
         index, part = unit

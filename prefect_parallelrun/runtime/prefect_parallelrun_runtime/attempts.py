@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import Error, Result, Settings, Task
 
 
+_INTERRUPTED = 130
+"""Exit code of what is interrupted, by custom."""
+
+
 class Failed(Exception):
     """An attempt failed; the record says why."""
 
@@ -90,8 +94,7 @@ class Attempts:
             "load_s": 0.0,
             "run_s": 0.0,
         }
-        picked_up = self._page.set(page.LOADING, work.tag, position)
-        cpu = time.process_time()
+        picked_up, cpu = self._page.pick_up(work.tag, position)
         # Before anything of it is done: whatever it does to the process, this line is there.
         self._log.picked_up(task, started_at)
         data, end = b"", None
@@ -118,7 +121,8 @@ class Attempts:
             # Before the bundle's end is sent: so the supervisor, which looks then, gives it no other.
             self._page.set(page.LEAVING)
             self._outbox.send(self._bundle_end(work, finished))
-            raise end
+            # Of a KeyboardInterrupt, Python would make a death by a signal that nobody sent.
+            raise end if isinstance(end, SystemExit) else SystemExit(_INTERRUPTED)
         is_last = finished == len(work.tasks)
         if is_last or "error" in header or now - bundle_began > self._settings["bundle_limit_s"]:
             self._log.flush()

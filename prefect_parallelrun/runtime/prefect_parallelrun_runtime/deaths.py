@@ -9,7 +9,7 @@ import signal
 from collections.abc import Collection
 from typing import TYPE_CHECKING, NamedTuple
 
-from prefect_parallelrun_runtime import failures, page
+from prefect_parallelrun_runtime import failures, page, reaper
 
 if TYPE_CHECKING:
     from prefect_parallelrun_runtime import deadlines, processes
@@ -55,6 +55,8 @@ class Death(NamedTuple):
     """The most memory it had."""
     by_memory: bool
     """Whether the kernel killed it for memory."""
+    cpu_s: float
+    """CPU time that it had used; `nan`: the kernel does not tell."""
 
     @property
     def reason(self) -> str:
@@ -64,38 +66,42 @@ class Death(NamedTuple):
         return "signal" if os.WIFSIGNALED(self.status) else "exit"
 
 
-UNKILLABLE = Death(int(signal.SIGKILL), 0, False)
-"""Of a process that is given up, since even SIGKILL does not end it."""
+def unkillable(pid: int) -> Death:
+    """Return what stands for the end of a process that is given up, since even SIGKILL does not end it."""
+    return Death(int(signal.SIGKILL), 0, False, reaper.cpu_s(pid))
 
 
 class Register:
     """Collects the children that have ended: worker processes, and orphans that came to us."""
 
     def __init__(self) -> None:
-        self._dead: dict[int, tuple[int, int]] = {}
+        self._dead: dict[int, tuple[int, int, float]] = {}
         self._oom_kills = oom_kills()
 
     def reap(self, pids: Collection[int]) -> None:
         """Take all dead children from the kernel; remember how those among `pids` ended."""
         with contextlib.suppress(ChildProcessError):
             while True:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
-                if pid == 0:
+                # It stays a zombie at first: only as long can the kernel be asked for its CPU time.
+                dead = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                if dead is None:
                     return
+                cpu_s = reaper.cpu_s(dead.si_pid)
+                pid, status, usage = os.wait4(dead.si_pid, 0)
                 if pid in pids:
-                    self._dead[pid] = (status, usage.ru_maxrss)
+                    self._dead[pid] = (status, usage.ru_maxrss, cpu_s)
 
     def take(self, pid: int) -> Death | None:
         """Return how a process ended; None while it lives."""
         if pid not in self._dead:
             return None
-        status, peak_kb = self._dead.pop(pid)
+        status, peak_kb, cpu_s = self._dead.pop(pid)
         by_memory = False
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
             # One count of the kernel explains one death.
             by_memory = oom_kills() > self._oom_kills
             self._oom_kills += by_memory
-        return Death(status, peak_kb, by_memory)
+        return Death(status, peak_kb, by_memory, cpu_s)
 
 
 def cause(

@@ -37,9 +37,7 @@ def record(
 
     Its stack trace names the user's own source files: the snapshot is gone when somebody reads it.
     """
-    users = settings.get("source_directory", "")
-    if users:
-        trace = trace.replace(os.path.join(settings["source_folder"], ""), os.path.join(users, ""))
+    trace = in_users_source(trace, settings)
     return {
         "category": category,
         "type": type_,
@@ -48,6 +46,14 @@ def record(
         "traceback": _writable(shorten(trace, _TRACEBACK_LIMIT)),
         "stage": stage,
     }
+
+
+def in_users_source(text: str, settings: Settings) -> str:
+    """Return a text with the paths of source files as the user knows them."""
+    users = settings.get("source_directory", "")
+    if not users:
+        return text
+    return text.replace(os.path.join(settings["source_folder"], ""), os.path.join(users, ""))
 
 
 def _writable(text: str) -> str:

@@ -12,7 +12,7 @@ PROTOCOL = 2
 
 
 class Files(TypedDict):
-    """Log files of a node; `{process}` stands for the process name. Their folders exist."""
+    """Log files of a node; `{process}` stands for the process name."""
 
     stdout: str
     stderr: str
@@ -159,7 +159,7 @@ class Event(TypedDict, total=False):
     `shutdown_failed` (with `error`; `shutdown()` raised, took too long or was killed),
     `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row);
     `logs_lost` (once per node, with `reason`: log files cannot be written, and are not);
-    and, of the agent: `fetching` (it gets on with its side inputs, as `reason` tells), `bundle_fetched`
+    and, of the agent: `monitor_trouble` (each once, with `reason`: what cannot be sampled); `fetching` (it gets on with its side inputs, as `reason` tells), `bundle_fetched`
     (with `bundle` and `seconds`: the data of its mini-batches is there, or known not to come).
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import select
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Node:
         self.next_check = 0.0
         """When a deadline could be over (monotonic seconds)."""
         self._say("supervisor_ready")
+        self._make_log_folders()
         self._start_missing()
 
     # What the supervisor's loop calls.
@@ -84,6 +86,12 @@ class Node:
                 while self._bundles.is_overloaded(process.name) and self._take_back(process.name):
                     pass
                 self._stop_if_idle(process)
+
+    def killed(self) -> None:
+        """Write down that all processes have just been killed, whatever they were at."""
+        for process in self._crew:
+            self._settle(process, "cancelled", None, float("nan"))
+            process.log(process.lines.now("ended | cancelled"))
 
     def readable(self, fd: int) -> None:
         """Handle what the poll reported."""
@@ -211,7 +219,7 @@ class Node:
                 self._set_mask(process)
                 self._say("process_started", process)
                 if process.log_trouble:
-                    self._tell_lost_logs(process)
+                    self._tell_lost_logs(process.log_trouble)
         except processes.StartError as failure:
             self._could_not_start(failure)
         self.next_check = 0.0
@@ -228,12 +236,21 @@ class Node:
             self._gave_up = True
             self._say("gave_up")
 
-    def _tell_lost_logs(self, process: processes.WorkerProcess) -> None:
+    def _make_log_folders(self) -> None:
+        for folder in {os.path.dirname(str(file)) for file in self._settings["files"].values()}:
+            try:
+                os.makedirs(folder, exist_ok=True)
+                if not os.access(folder, os.W_OK):
+                    self._tell_lost_logs(f"{folder} cannot be written: it is read-only here")
+            except OSError as error:
+                self._tell_lost_logs(f"{folder} cannot be written: {error}")
+
+    def _tell_lost_logs(self, trouble: str) -> None:
         """Say once that log files cannot be written: it is likely to be so for all processes."""
         if not self._logs_are_lost:
             self._logs_are_lost = True
-            failures.append_own(self._settings, "supervisor", process.log_trouble)
-            self._say("logs_lost", process, reason=process.log_trouble)
+            failures.append_own(self._settings, "supervisor", trouble)
+            self._say("logs_lost", reason=trouble)
 
     def _check(self, process: processes.WorkerProcess, now: float) -> float:
         """Kill the process if it has taken too long; return when to look again."""
@@ -252,7 +269,7 @@ class Node:
             self._kill(process, "timeout", status)
         assert process.doom is not None
         if process.escalate(now):
-            self._bury(process, deaths.UNKILLABLE)
+            self._bury(process, deaths.unkillable(process.pid))
             return now
         return process.doom.next_at
 
@@ -290,7 +307,7 @@ class Node:
         self._crew.remove(process)
         reaper.kill_remains(process.pid, process.marker, self._crew.pids())
         reason, error = deaths.cause(process, death, self._deadlines, self._settings)
-        blamed = self._settle(process, reason, error)
+        blamed = self._settle(process, reason, error, death.cpu_s)
         if error is not None and not blamed:
             self._judge(process, error)
         told = process.start_failure or error
@@ -301,7 +318,9 @@ class Node:
         self._start_missing()
         self._give_up_if_lost()
 
-    def _settle(self, process: processes.WorkerProcess, reason: str, error: Error | None) -> bool:
+    def _settle(
+        self, process: processes.WorkerProcess, reason: str, error: Error | None, cpu_s: float
+    ) -> bool:
         """End the bundle of a dead process; charge its death to the mini-batch that was running, if any."""
         bundle = self._bundles.leave(process.name)
         if bundle is None:
@@ -314,7 +333,7 @@ class Node:
         blamed = at_work and error is not None
         if at_work:
             task = reports.task(bundle, status.position)
-            result = reports.lost_attempt(status, process.name, reason, error)
+            result = reports.lost_attempt(status, process.name, reason, error, cpu_s)
             process.log(process.lines.ended(task, result))
             if error is not None:
                 heading = failures.heading(task, error["stage"])

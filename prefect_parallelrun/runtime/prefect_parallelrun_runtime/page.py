@@ -46,6 +46,8 @@ interpreters may be built on C libraries that disagree about SIGRTMIN."""
 # Written again and again by one process and read by another: in native order and alignment no
 # field is ever half written, and equal counters at both ends show that the fields belong together.
 _LAYOUT = struct.Struct("@QqddIIIIQ")
+_CPU = struct.Struct("@d")
+_CPU_AT = _LAYOUT.size
 _STACKS_AT = mmap.PAGESIZE
 
 
@@ -63,6 +65,8 @@ class Status(NamedTuple):
     """Monotonic seconds at which the phase began."""
     picked_up: float
     """Monotonic seconds at which the mini-batch was picked up; 0: with this phase."""
+    cpu_s: float
+    """CPU time that the process had used when it picked up the mini-batch."""
 
 
 class StatusPage:
@@ -89,6 +93,12 @@ class StatusPage:
         )
         return now
 
+    def pick_up(self, bundle: int, position: int) -> tuple[float, float]:
+        """Write that a mini-batch is picked up; returns the time and the process's CPU time, in seconds."""
+        cpu_s = time.process_time()
+        _CPU.pack_into(self._memory, _CPU_AT, cpu_s)
+        return self.set(LOADING, bundle, position), cpu_s
+
     def change(self, phase: int) -> None:
         """Write another phase of the same mini-batch."""
         status = self.read()
@@ -106,7 +116,8 @@ class StatusPage:
                 break
             raw = newer
         # A process killed within a write leaves the counters apart for ever: take what is there.
-        return Status(phase, bundle, position, items, since, picked_up)
+        (cpu_s,) = _CPU.unpack_from(self._memory, _CPU_AT)
+        return Status(phase, bundle, position, items, since, picked_up, cpu_s)
 
     def stacks_file(self) -> int:
         """Return the descriptor to write stacks to; they land behind the page."""

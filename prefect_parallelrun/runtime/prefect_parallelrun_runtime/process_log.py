@@ -133,5 +133,5 @@ class ProcessLog:
 
 def because(error: Error) -> str:
     """Return the end of a line: what went wrong, briefly."""
-    first, _, _ = error["message"].partition("\n")
+    first = next(iter(error["message"].splitlines()), "")
     return f" | {error['type']}: {first[:_REASON_LIMIT]}"

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 _SAVE_EVERY_S = 10.0
 
+_Function = tuple[str, int, str]
+"""File, line and name, as `pstats` has it."""
+
 
 class Profiler:
     """That of a run without a profile: it does nothing."""
@@ -48,9 +51,11 @@ class _Saved(Profiler):
 
     _profiler: Any
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = failures.process_file(settings, "profile")
         self._saved_at = float("-inf")
+        self._failed = False
 
     def profiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(self.call, function)
@@ -60,20 +65,42 @@ class _Saved(Profiler):
             self.save()
 
     def save(self) -> None:
-        self._profiler.snapshot_stats()
         unfinished = f"{self._path}.part"
-        with contextlib.suppress(OSError):
+        try:
+            self._profiler.snapshot_stats()
+            data = marshal.dumps(self._for_people(self._profiler.stats))
             with open(unfinished, "wb") as file:
-                file.write(marshal.dumps(self._profiler.stats))
+                file.write(data)
             os.replace(unfinished, self._path)
+        except Exception as error:
+            # Whatever it is: who only looks on must not end the process.
+            with contextlib.suppress(OSError):
+                os.unlink(unfinished)
+            if not self._failed:
+                self._failed = True
+                trouble = f"the profile {self._path} cannot be written: {error!r}"
+                failures.append_own(self._settings, self._settings["process"], trouble)
         self._saved_at = time.monotonic()
+
+    def _for_people(self, stats: dict[_Function, Any]) -> dict[_Function, Any]:
+        """Return the figures by names that can be written, and in the user's own source files."""
+        names = {function: self._name(*function) for function in stats}
+        return {
+            names[function]: (*figures, {names.get(one, one): n for one, n in callers.items()})
+            for function, (*figures, callers) in stats.items()
+        }
+
+    def _name(self, file: str, line: int, function: str) -> _Function:
+        # Who compiles source of his own may give it any kind of str for a file name; marshal takes but one.
+        path = failures.in_users_source(str.__str__(file), self._settings)
+        return path, line, str.__str__(function)
 
 
 class _CProfile(_Saved):
     """Takes it by `cProfile`."""
 
-    def __init__(self, module: Any, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, module: Any, settings: Settings) -> None:
+        super().__init__(settings)
         self._profiler = module.Profile()
         self._is_on = False
         if hasattr(sys, "monitoring"):
@@ -114,8 +141,8 @@ class _CProfile(_Saved):
 class _Profile(_Saved):
     """Takes it by `profile`."""
 
-    def __init__(self, module: Any, path: str) -> None:
-        super().__init__(path)
+    def __init__(self, module: Any, settings: Settings) -> None:
+        super().__init__(settings)
         self._profiler = module.Profile()
         self._heard = self._hear  # one object, to know it again
 
@@ -162,7 +189,7 @@ def start(settings: Settings) -> Profiler:
         failures.append_own(settings, settings["process"], trouble)
         return Profiler()
     taken = _CProfile if name == "cProfile" else _Profile
-    return taken(module, failures.process_file(settings, "profile"))
+    return taken(module, settings)
 
 
 def _of_standard_library(name: str) -> Any:

@@ -32,12 +32,15 @@ def bundle_end(bundle: bundles.Bundle, finished: int, process: str) -> bytes:
     return channel.pack(channel.BUNDLE_END, bundle.tag, header)
 
 
-def lost_attempt(status: page.Status, process: str, reason: str, error: Error | None) -> Result:
+def lost_attempt(
+    status: page.Status, process: str, reason: str, error: Error | None, cpu_s: float
+) -> Result:
     """Return the result of the mini-batch that was running when its process was lost.
 
     Args:
         reason: Why the process ended; where there is no error, that is the outcome, and a word for the
             process's log alone.
+        cpu_s: CPU time of the process in all; `nan` where it is not known.
     """
     now = time.monotonic()
     began = status.picked_up or status.since
@@ -55,6 +58,9 @@ def lost_attempt(status: page.Status, process: str, reason: str, error: Error | 
         "started_at": time.time() - elapsed,
         "elapsed_s": elapsed,
     }
+    used_s = round(cpu_s - status.cpu_s, 6)
+    if used_s >= 0:  # not where it is `nan`
+        result["cpu_s"] = used_s
     if status.phase == page.LOADING:
         result["load_s"] = elapsed
     elif status.phase == page.RUNNING:

@@ -60,7 +60,7 @@ def main(fd: int) -> NoReturn:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         reaper.kill_everything()
-        supervisor.remove_work_folder()
+        supervisor.leave()
     os._exit(code)
 
 
@@ -143,8 +143,13 @@ class Supervisor:
             poll.poll(100)  # milliseconds
             self._agent.flush()
 
-    def remove_work_folder(self) -> None:
-        """Remove what the run has put on this node; the agent may be gone, and cannot do it."""
+    def leave(self) -> None:
+        """Write the last lines, and remove what the run has put on this node: the agent may be gone."""
+        if self._node is not None:
+            try:
+                self._node.killed()
+            except Exception:
+                self.report_own_failure()
         if self._settings is not None:
             import shutil  # slow to import, and not needed before
 
