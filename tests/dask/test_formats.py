@@ -179,6 +179,7 @@ def test_the_row_that_does_not_fit_is_found(run, numbers):
     assert "'value' as string" in str(record["error"]) or "not of one type" in record["message"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_schema(run, numbers, tmp_path):
     """R201: what earlier sittings wrote decides, and the file is that of a run in one sitting."""
     script = """

@@ -47,6 +47,7 @@ def texts(lines):
     return [line.split(" ", 1)[1] for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_often")
 def test_a_run_is_never_silent_whatever_its_driver_does(run, numbers, monkeypatch, caplog):
     """R54: not while it plans, starts, waits for init(), runs, or publishes; each says what it is."""

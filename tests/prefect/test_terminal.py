@@ -125,6 +125,7 @@ def screen(written):
     return ["".join(line).rstrip() for line in lines if line]
 
 
+@pytest.mark.slow
 def test_two_steps_of_a_flow_share_the_terminal_with_its_log(start):
     """R241: a row for each, the lines of Prefect's log and what the flow prints above, none torn."""
     written = on_a_terminal(start, "two")
