@@ -131,7 +131,7 @@ class Waits:
         oldest = min(begun, key=lambda f: f.since)
         members = oldest.bundle.members
         first, more = members[0].mini_batch.index, len(members) - 1
-        what = f"mini-batch {first}" + (f" and {more:,} others" if more else "")
+        what = f"mini-batch {first}" + (f" and {more:,} more" if more else "")
         return len(begun), f"{what} for {now - oldest.since:.0f} s"
 
     def _describe_node(self, node: str, now: float) -> str:

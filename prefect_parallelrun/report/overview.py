@@ -131,6 +131,7 @@ class Overview:
         """Say how the sitting ended, and on failure the error and where to start looking (R79)."""
         self._over = True
         if self._standing is not None:
+            self._say(str(self._standing))  # a short sitting has had no other line of it (R54)
             self._standing = replace(self._standing, running=0, left_s=None, doing=())
         self._stage, self._since = state, self._monotonic()
         self._say(f"{state}: {text}")

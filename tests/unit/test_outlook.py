@@ -83,7 +83,7 @@ def test_of_many_mini_batches_at_once_the_oldest_is_named():
         run.heard("process_ready", "node000", process, 1.0)
     run.runs(1, "node000", [5, 6, 7], 2.0)
     run.runs(2, "node000", [8], 9.0)
-    assert run.standing(12.0).doing == ("node000: 2 running mini-batch 5 and 2 others for 10 s",)
+    assert run.standing(12.0).doing == ("node000: 2 running mini-batch 5 and 2 more for 10 s",)
 
 
 def test_what_waits_on_a_node_does_not_run():

@@ -193,7 +193,11 @@ def test_the_driver_tells_of_creation_in_few_lines(telling):
     assert any(
         "Scheduling finished. Created 1,000,000 mini-batches in 5:02:14." in line for line in role
     )
-    assert "node000 joined: tcp://x on host" in role[-2]
+    assert "node000 joined: tcp://x on host" in role[-3]
+    # However short the sitting was, one line has the counts (R54).
+    assert "of 1,000,000 mini-batches" in role[-2]
+    assert " retried" in role[-2]
+    assert telling.lines()[-2] == role[-2]
     assert role[-1].endswith("Completed: in 9 = out 9 + failed 0 (items)")
     assert "Scheduling finished" in "\n".join(telling.lines())
 
