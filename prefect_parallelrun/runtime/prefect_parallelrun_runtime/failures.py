@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -114,6 +115,17 @@ def append_own(settings: Settings, who: str, trouble: str = "") -> None:
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     text = trouble or traceback.format_exc()
     append(settings["files"]["system_error"], f"{stamp}Z | {who}\n{text.rstrip()}\n\n")
+
+
+def make_log_folders(settings: Settings) -> Iterator[str]:
+    """Make the folders of a node's log files; yield why, of each that cannot be written."""
+    for folder in {os.path.dirname(str(file)) for file in settings["files"].values()}:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                yield f"{folder} cannot be written: it is read-only here"
+        except OSError as error:
+            yield f"{folder} cannot be written: {error}"
 
 
 def append_to_log(path: str, heading: str, error: Error, items: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import select
 import time
 from collections.abc import Iterator
@@ -49,7 +48,8 @@ class Node:
         self.next_check = 0.0
         """When a deadline could be over (monotonic seconds)."""
         self._say("supervisor_ready")
-        self._make_log_folders()
+        for trouble in failures.make_log_folders(settings):
+            self._tell_lost_logs(trouble)
         self._start_missing()
 
     # What the supervisor's loop calls.
@@ -235,15 +235,6 @@ class Node:
         if self._crew.is_lost and not self._stopping and not self._gave_up:
             self._gave_up = True
             self._say("gave_up")
-
-    def _make_log_folders(self) -> None:
-        for folder in {os.path.dirname(str(file)) for file in self._settings["files"].values()}:
-            try:
-                os.makedirs(folder, exist_ok=True)
-                if not os.access(folder, os.W_OK):
-                    self._tell_lost_logs(f"{folder} cannot be written: it is read-only here")
-            except OSError as error:
-                self._tell_lost_logs(f"{folder} cannot be written: {error}")
 
     def _tell_lost_logs(self, trouble: str) -> None:
         """Say once that log files cannot be written: it is likely to be so for all processes."""
