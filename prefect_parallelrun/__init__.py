@@ -10,6 +10,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_parallelrun.blocks import (
+        AzureAccountKeyCredentials,
+        AzureSasCredentials,
+        DaskComputeTargetBlock,
+        HttpCredentials,
+        ParallelRunConfigBlock,
+        RegisteredDataset,
+        S3Credentials,
+        ServicePrincipalCredentials,
+        SqlConnection,
+    )
+    from prefect_parallelrun.cache_policy import ReusePolicy
     from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
     from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig, TabularDataset
     from prefect_parallelrun.errors import (
@@ -33,10 +45,20 @@ _MODULES = {
     "ParallelRunConfig": "prefect_parallelrun.config",
     "ParallelRunResult": "prefect_parallelrun.result",
     "PipelineParameter": "prefect_parallelrun.config",
+    "ReusePolicy": "prefect_parallelrun.cache_policy",
     "FileDataset": "prefect_parallelrun.datasets",
     "TabularDataset": "prefect_parallelrun.datasets",
     "OutputFileDatasetConfig": "prefect_parallelrun.datasets",
     "EntryScript": "prefect_parallelrun_runtime.entry_script",
+    "AzureAccountKeyCredentials": "prefect_parallelrun.blocks",
+    "AzureSasCredentials": "prefect_parallelrun.blocks",
+    "DaskComputeTargetBlock": "prefect_parallelrun.blocks",
+    "HttpCredentials": "prefect_parallelrun.blocks",
+    "ParallelRunConfigBlock": "prefect_parallelrun.blocks",
+    "RegisteredDataset": "prefect_parallelrun.blocks",
+    "S3Credentials": "prefect_parallelrun.blocks",
+    "ServicePrincipalCredentials": "prefect_parallelrun.blocks",
+    "SqlConnection": "prefect_parallelrun.blocks",
     "ParallelRunError": "prefect_parallelrun.errors",
     "ConfigError": "prefect_parallelrun.errors",
     "DatasetError": "prefect_parallelrun.errors",
@@ -50,23 +72,33 @@ _MODULES = {
 }
 
 __all__ = [
+    "AzureAccountKeyCredentials",
+    "AzureSasCredentials",
     "ClusterError",
     "ConfigError",
+    "DaskComputeTargetBlock",
     "DatasetError",
     "EntryScript",
     "EntryScriptError",
     "ErrorThresholdExceeded",
     "FileDataset",
+    "HttpCredentials",
     "InitFailed",
     "NoProgress",
     "OutputError",
     "OutputFileDatasetConfig",
     "ParallelRunConfig",
+    "ParallelRunConfigBlock",
     "ParallelRunError",
     "ParallelRunResult",
     "ParallelRunStep",
     "PipelineParameter",
+    "RegisteredDataset",
+    "ReusePolicy",
     "RunCancelled",
+    "S3Credentials",
+    "ServicePrincipalCredentials",
+    "SqlConnection",
     "TabularDataset",
 ]
 

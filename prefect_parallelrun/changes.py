@@ -60,7 +60,7 @@ def changes(
     clauses = []
     for name in differing:
         if name == "source":
-            clauses.append(_source(paths, definition))
+            clauses.append(_source(paths, definition, seen))
         elif name not in _CLAUSES:
             is_new = name not in record.parts
             clauses += _data(paths, name, datasets.get(name), by_name.get(name), is_new=is_new)
@@ -71,12 +71,22 @@ def changes(
     return clauses
 
 
-def _source(paths: RunPaths, definition: StepDefinition) -> str:
+def _source(paths: RunPaths, definition: StepDefinition, seen: Sequence[reuse.Seen]) -> str:
     try:
         files = snapshot.differences(paths.source, definition.config, leave_out=definition.left_out)
     except (OSError, ValueError):  # a ConfigError is one too
         files = []
-    return _with_names("the script changed", files)
+    told = _with_names("the script changed", files)
+    folder = definition.config.source_folder
+    changed = {str(folder / file.removesuffix(" (new)").removesuffix(" (gone)")) for file in files}
+    for one in seen:
+        if one.is_input and any(file.path in changed for file in one.files):
+            # Else nobody would understand why a new file of an input makes everything run.
+            return (
+                f"{told} (files of {one.title} are in the folder of the script, and so part of it, unless "
+                ".amlignore names them or source_directory is another folder)"
+            )
+    return told
 
 
 def _data(
@@ -84,11 +94,11 @@ def _data(
 ) -> list[str]:
     if now is None:
         return [f"{name} is not there any more"]
-    shown = f"{name} ({now.dataset.name})" if now.dataset.name else name
+    shown = now.title
     if is_new:
         return [f"{shown} is new"]
     try:
-        files = _files(shown, kept_listing(paths, name), now.files)
+        files = file_changes(shown, kept_listing(paths, name), now.files)
     except (OSError, ValueError, TypeError):
         return [f"{shown} changed"]
     # Of no files at all a dataset tells how it reads them.
@@ -99,8 +109,17 @@ def _data(
     return how + files
 
 
-def _files(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> list[str]:
-    """Say which files differ between two listings, both in the order of their paths; nothing if none does."""
+def file_changes(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> list[str]:
+    """Say which files differ between two listings, both in the order of their paths; nothing if none does.
+
+    Args:
+        name: of the input or side input, for people.
+        before: as `run_record.kept_listing` gives them.
+        now: as they are now.
+
+    Raises:
+        OSError, ValueError, TypeError: they were not written down, or are damaged.
+    """
     counts = {"changed": 0, "new": 0, "gone": 0}
     named: list[str] = []
 
@@ -120,7 +139,7 @@ def _files(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> li
             add("new", f"{right.path} (new)")
             right = next(new, None)
         else:
-            if left != right:
+            if left.size != right.size or _state_differs(left, right):
                 add("changed", f"{right.path} ({_how(left, right)})")
             left, right = next(old, None), next(new, None)
     total = sum(counts.values())
@@ -134,7 +153,13 @@ def _files(name: str, before: Iterable[FileItem], now: Iterable[FileItem]) -> li
 def _how(before: FileItem, now: FileItem) -> str:
     if before.size != now.size:
         return f"{before.size:,} → {now.size:,} bytes"
-    return "its time changed" if before.etag == now.etag else "its content changed"
+    return "its content changed" if before.etag and now.etag else "its time changed"
+
+
+def _state_differs(before: FileItem, now: FileItem) -> bool:
+    if before.etag and now.etag:
+        return before.etag != now.etag
+    return before.modified_ns != now.modified_ns
 
 
 def _arguments(before: StepDefinition, now: StepDefinition) -> str:

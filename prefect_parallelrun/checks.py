@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect_parallelrun.datasets.credentials import name_of
 from prefect_parallelrun.datasets.sizes import parse_size
 from prefect_parallelrun.errors import ConfigError, refuse
 
@@ -15,6 +16,8 @@ Check = Callable[[str, Any], Any]
 """(name of the parameter, value) -> the value as it is kept."""
 
 FORBIDDEN_IN_FILE_NAMES = '~"#%&*:<>?/\\{}|'
+COMPUTE_TARGET_BLOCK = "dask-compute-target/"
+"""How the name of a block begins that describes a Dask cluster."""
 LONGEST_TIMEOUT_S = 259_200
 """Three days: what Azure allows for its own time limits."""
 
@@ -160,16 +163,21 @@ def environment_variables(name: str, value: Any) -> dict[str, str] | None:
 
 
 def compute_target(name: str, value: Any) -> Any:
-    """Return None, a scheduler's address, the word "task-runner", or a Dask cluster object."""
+    """Return None, a scheduler's address, the word "task-runner", a Dask cluster object, or the name of a
+    block that describes a cluster."""
     if value is None or value == "task-runner" or hasattr(value, "scheduler_address"):
         return value
-    if isinstance(value, str) and "://" in value:
-        return value.strip()
+    text = value.strip() if isinstance(value, str) else name_of(value) or ""
+    if "@" in text:  # not the value: it may be a password
+        raise ConfigError(f"{name} has a login, of which Dask knows none: leave it out")
+    if "://" in text or text.removeprefix(COMPUTE_TARGET_BLOCK) not in ("", text):
+        return text
     raise unfit(
         name,
         value,
         "None (a cluster of this process's own), the address of a Dask scheduler such as "
-        "'tcp://10.0.0.4:8786', or a Dask cluster object",
+        "'tcp://10.0.0.4:8786', a Dask cluster object, or a DaskComputeTargetBlock that was saved, or "
+        f"its name, '{COMPUTE_TARGET_BLOCK}<name>'",
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
@@ -42,6 +43,22 @@ class PipelineParameter:
     def value(self, parameters: Mapping[str, Any]) -> Any:
         """Return the value under these parameters of a flow run."""
         return parameters.get(self.name, self.default_value)
+
+
+@contextmanager
+def blamed(*given: tuple[str, PipelineParameter]) -> Iterator[None]:
+    """Let errors of values name the flow's parameters as well.
+
+    Args:
+        given: the parameter of ours that has such a value, and what it is the value of.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if not given:
+            raise
+        named = ", ".join(f"{where} is the flow's parameter {one.name!r}" for where, one in given)
+        raise ConfigError(f"{error} ({named})") from None
 
 
 T = TypeVar("T")
@@ -89,13 +106,17 @@ _CHANGEABLE = (
 )
 """What may be a PipelineParameter (R39)."""
 
-_NONE_IS_DEFAULT = (
+NONE_IS_DEFAULT = (
     "append_row_file_name",
     "logging_level",
     "run_invocation_timeout",
     "run_max_try",
 )
 """Where Azure's SDK takes None for "the default", and its users' code passes it."""
+
+
+_FIELDS_SET = "__pydantic_fields_set__"
+"""Where pydantic keeps which settings were given: a set, whose order is another in each process."""
 
 
 class ParallelRunConfig(BaseModel):
@@ -205,12 +226,10 @@ class ParallelRunConfig(BaseModel):
     @classmethod
     def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.field_name or ""
-        if value is None and name in _NONE_IS_DEFAULT:
-            return cls.model_fields[name].default
         if name in _CHANGEABLE and isinstance(value, Mapping) and "name" in value:
             value = _parameter(value)  # the form that JSON leaves of one
         if not isinstance(value, PipelineParameter):
-            return _CHECKS[name](name, value)
+            return _checked(name, value)
         if name not in _CHANGEABLE:
             raise refuse(
                 name, value, "only " + ", ".join(_CHANGEABLE) + " can be PipelineParameters"
@@ -220,11 +239,16 @@ class ParallelRunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if self.partition_keys is not None and self.mini_batch_size is not None:
+        # Of what a flow's parameter gives, the default: `resolved` checks the values.
+        size, keys = (
+            one.default_value if isinstance(one, PipelineParameter) else one
+            for one in (self.mini_batch_size, self.partition_keys)
+        )
+        if keys is not None and size is not None:
             raise refuse(
                 "mini_batch_size",
-                self.mini_batch_size,
-                f"partition_keys={self.partition_keys!r} is given too, and each combination of its "
+                size,
+                f"partition_keys={keys!r} is given too, and each combination of its "
                 "values is one mini-batch: give one of the two",
             )
         if self.output_action == "summary_only" and self.output_format != "text":
@@ -236,16 +260,32 @@ class ParallelRunConfig(BaseModel):
             )
         return self
 
+    def __getstate__(self) -> dict[Any, Any]:
+        """Return what a pickle holds, the same in every process: Prefect's INPUTS policy hashes it."""
+        return {**super().__getstate__(), _FIELDS_SET: sorted(self.model_fields_set)}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        """Take what a pickle holds."""
+        super().__setstate__({**state, _FIELDS_SET: set(state[_FIELDS_SET])})
+
     def resolved(self, parameters: Mapping[str, Any]) -> ParallelRunConfig:
         """Return the config with each PipelineParameter replaced by its value, checked as if
         that had been written directly."""
+        chosen = self.pipeline_parameters
+        if not chosen:
+            return self
         current = {name: getattr(self, name) for name in type(self).model_fields}
-        changed = {
-            name: value.value(parameters)
-            for name, value in current.items()
-            if isinstance(value, PipelineParameter)
-        }
-        return ParallelRunConfig(**{**current, **changed}) if changed else self
+        for name, value in chosen:
+            with blamed((name, value)):
+                current[name] = _checked(name, value.value(parameters))
+        with blamed(*chosen):
+            return ParallelRunConfig(**current)
+
+    @property
+    def pipeline_parameters(self) -> list[tuple[str, PipelineParameter]]:
+        """The settings that a flow's parameter gives."""
+        settings = [(name, getattr(self, name)) for name in type(self).model_fields]
+        return [(name, one) for name, one in settings if isinstance(one, PipelineParameter)]
 
     def located(self) -> ParallelRunConfig:
         """Return the config with absolute paths, so that a later change of folder changes nothing."""
@@ -319,6 +359,13 @@ class ParallelRunConfig(BaseModel):
             if isinstance(value, dict) and set(value) == {"pipeline_parameter"}:
                 given[name] = _parameter(value["pipeline_parameter"])
         return cls(**given)
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return a setting in the form in which it is kept, or refuse it."""
+    if value is None and name in NONE_IS_DEFAULT:
+        return ParallelRunConfig.model_fields[name].default
+    return _CHECKS[name](name, value)
 
 
 def absolute(path: str, *, below: str | None = None) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prefect_parallelrun import settings
 from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.output import schema
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.lock import RunLock, driver_of
 from prefect_parallelrun.paths import RunPaths
@@ -151,8 +152,16 @@ def _record(paths: RunPaths) -> RunRecord | None:
 
 
 def _never_begun(paths: RunPaths) -> bool:
-    """Return whether the driver was killed before it wrote anything down."""
-    return not paths.record.exists() and not paths.journal.exists()
+    """Return whether the driver was killed before the run began; what it took over is of another run."""
+    if paths.record.exists():
+        return False
+    if not paths.journal.exists():
+        return True
+    try:
+        with Journal(paths.journal) as journal:
+            return not list(journal.select(f"SELECT 1 FROM attempts WHERE {schema.OWN} LIMIT 1"))
+    except OutputError:
+        return False  # what is in it may be worth a repair
 
 
 def _is_ours(paths: RunPaths) -> bool:

@@ -74,7 +74,7 @@ class AttemptRecord:
     mini_batch: int
     """Index of the mini-batch."""
     attempt: int
-    """Number of the attempt, from 1."""
+    """Number of the attempt, from 1; 0: another run made it, and this one took over what it did (R202)."""
     part: tuple[int, int] | None = None
     """Where the attempt had only some items of the mini-batch (R203): the first, and the one after the
     last, from 0; None: all of them. Items and rows below are then those of the part."""
@@ -187,10 +187,12 @@ class Reuse:
 
     run_id: str | None = None
     """The run that is gone on with, or that stands for this one; None: a new run begins."""
+    base: str | None = None
+    """The run of which a new one takes mini-batches over (R202)."""
     whole: bool = False
     """Whether nothing has to run."""
     mini_batches: int = 0
-    """How many of that run are done and do not run again."""
+    """How many of `run_id` or `base` are done and do not run again."""
     reasons: tuple[str, ...] = ()
     """For people, one sentence each."""
 

@@ -52,6 +52,16 @@ class RunPaths:
         return self.root / "listings.jsonl"
 
     @property
+    def cuts(self) -> Path:
+        """JSON: how many files each mini-batch has, where an earlier run's grouping is kept (R202)."""
+        return self.root / "cuts.json"
+
+    @property
+    def identities(self) -> Path:
+        """What each mini-batch of tables was made of, as digests of equal length, in the order of the plan."""
+        return self.root / "identities"
+
+    @property
     def inputs(self) -> Path:
         """Folder for DataFrames given as inputs, written as Parquet."""
         return self.root / "inputs"
@@ -130,6 +140,11 @@ class RunPaths:
     def report(self) -> Path:
         """The HTML report, one self-contained file."""
         return self.root / "report.html"
+
+    @property
+    def claims(self) -> Path:
+        """Folder of the run root: which places runs write to just now. No step is called so."""
+        return self.root.parent.parent / ".claims"
 
     def progress_overview(self, moment: datetime) -> Path:
         """Return the overview of progress that begins at a moment, UTC; the largest name is the newest."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +12,8 @@ from prefect_parallelrun import manifest, reuse
 from prefect_parallelrun.changes import changes
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver.reopening import NotResumable, refuse_losses
-from prefect_parallelrun.errors import OutputError
+from prefect_parallelrun.errors import OutputError, ParallelRunError
+from prefect_parallelrun.incremental import Planned
 from prefect_parallelrun.models import Reuse, RunSummary
 from prefect_parallelrun.output.earlier import read_earlier
 from prefect_parallelrun.output.journal import Journal
@@ -21,8 +22,10 @@ from prefect_parallelrun.output.upload import RemoteFolder
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.failure import first_errors
 from prefect_parallelrun.report.summary import summarise
-from prefect_parallelrun.run_record import RUNNING, RunRecord, find_run
+from prefect_parallelrun.run_record import RUNNING, RunRecord, find_run, first_files
 
+_BASES = 10
+"""So many earlier runs are looked at for what a new one can take over."""
 _NAMED = 10
 """So many mini-batches are named; the others are counted."""
 
@@ -42,11 +45,11 @@ class Wanted:
     def blind(self) -> list[str]:
         """Names of the data whose changes nobody can see, so that an earlier result may be outdated."""
         return [
-            _named(one)
+            one.title
             for one in self.seen
             # A local side input that is open to all shows its changes by its files.
             if not one.dataset.shows_changes(one.files)
-            and not (one.name.startswith("side") and one.dataset.storage.is_local)
+            and not (not one.is_input and one.dataset.storage.is_local)
         ]
 
 
@@ -78,23 +81,91 @@ def earlier_run(
     unused = f"nothing reused of run {record.run_id} ({record.state})"
     if wanted.blind:
         return None, f"{unused}: it cannot be seen whether {' and '.join(wanted.blind)} changed"
-    # The record was last written when the run ended, as Prefect's was.
-    age = timedelta(seconds=time.time() - found.record.stat().st_mtime)
-    if expiration is not None and age >= expiration:
-        return None, f"{unused}: it is older than cache_expiration={expiration}"
+    if record.has_expired(expiration):
+        return None, f"{unused}: some of it is older than cache_expiration={expiration}"
     if record.append_row_file_name is None and not manifest.is_intact(found.root):
         return None, f"{unused}: {_lost(found, record)}"
     return record, ""
 
 
-def explain(wanted: Wanted, runs: Path, record: RunRecord | None, why_none: str) -> Reuse:
+def bases(wanted: Wanted, runs: Path, *, expiration: timedelta | None = None) -> list[RunPaths]:
+    """Return runs with the same settings, of which mini-batches may be taken over: the likeliest first.
+
+    These are such as begin with some of the same files; of runs that are alike the newest.
+
+    Args:
+        wanted: the step.
+        runs: the folder of all its runs.
+        expiration: how long a result holds.
+    """
+    definition = wanted.definition
+    if definition.options.rank_mini_batch_count is not None:
+        return []  # no change of an input shows in which of them it matters
+    if any(not one.is_input and one.title in wanted.blind for one in wanted.seen):
+        return []
+    settings = reuse.settings_fingerprint(definition, wanted.parts)
+    paths_now = {one.name: {file.path for file in one.files} for one in wanted.seen if one.is_input}
+    found: list[tuple[bool, float, RunPaths]] = []
+    for folder in runs.glob("*/"):
+        paths = RunPaths(folder)
+        with suppress(OSError, ParallelRunError):
+            # Of thousands of runs most are others; these need not be understood.
+            if settings.encode() not in paths.record.read_bytes():
+                continue
+            record = RunRecord.read(paths)
+            if record.has_expired(expiration):
+                continue
+            # One with the same fingerprint is not gone on with for a reason that holds here, too; one
+            # without any has rows of two scripts or inputs.
+            if record.settings != settings or record.fingerprint in ("", wanted.fingerprint):
+                continue
+            alike = _begins_alike(paths, paths_now)
+            found.append((alike, record.started_at.timestamp(), paths))
+    found.sort(key=lambda one: one[:2], reverse=True)
+    return [paths for *_, paths in found[:_BASES]]
+
+
+def _begins_alike(paths: RunPaths, now: Mapping[str, Collection[str]]) -> bool:
+    """Return whether an input has some of the first files that it had in an earlier run; cheap.
+
+    Args:
+        paths: of the earlier run.
+        now: names of the inputs, with the paths of their files.
+    """
+    try:
+        first = first_files(paths, now)
+        return any(file.path in now[name] for name, files in first for file in files)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def explain_new(wanted: Wanted, runs: Path, planned: Planned, told: tuple[str, ...]) -> Reuse:
+    """Return what a new run takes over, in sentences.
+
+    Args:
+        wanted: the step.
+        runs: the folder of all its runs.
+        planned: how the new run is planned.
+        told: why no run is gone on with, where that is not for want of one.
+    """
+    told += planned.reasons
+    if planned.base is None:
+        return Reuse(reasons=told or (nothing_alike(wanted, runs),))
+    done = planned.base.done
+    return Reuse(
+        base=planned.base.run_id,
+        whole=done == len(planned.plan),
+        mini_batches=done,
+        reasons=told,
+    )
+
+
+def explain(wanted: Wanted, runs: Path, record: RunRecord) -> Reuse:
     """Return what would be taken over of the run that `earlier_run` returned, in sentences.
 
     Raises:
         OutputError: the journal of that run cannot be read.
     """
-    if record is None:
-        return Reuse(reasons=(why_none or _nothing_alike(wanted, runs),))
     paths = RunPaths(runs / record.run_id)
     driver = driver_of(paths)
     if driver is not None and record.state == RUNNING:
@@ -158,7 +229,7 @@ def _again(summary: RunSummary, kept: int) -> list[str]:
     return sentences
 
 
-def _nothing_alike(wanted: Wanted, runs: Path) -> str:
+def nothing_alike(wanted: Wanted, runs: Path) -> str:
     """Say in what the newest run of the step differs from the step as it is now."""
     for folder in sorted(runs.glob("*/"), key=lambda one: one.name, reverse=True):
         paths = RunPaths(folder)
@@ -191,10 +262,6 @@ def _lost(paths: RunPaths, record: RunRecord) -> str:
 
 def _state(record: RunRecord) -> str:
     return "Interrupted" if record.state == RUNNING else record.state
-
-
-def _named(one: reuse.Seen) -> str:
-    return f"{one.name} ({one.dataset.name})" if one.dataset.name else one.name
 
 
 def _list(indices: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, field_serializer
+from pydantic import AwareDatetime, BaseModel, ConfigDict, field_serializer, field_validator
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun import manifest
@@ -30,7 +30,9 @@ _ITEMS = {"tabular": "rows of tables", "rank": "mini-batches without input"}
 class ParallelRunResult(BaseModel):
     """The result of a run that completed: counts and places, small enough to be passed anywhere."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
 
     name: str
     """Name of the step."""
@@ -63,6 +65,13 @@ class ParallelRunResult(BaseModel):
     """Format of that file: `text`, `csv`, `jsonl` or `parquet`."""
     output_credentials: str | None = None
     """Name of the credentials block that opens a remote output; None where none was given."""
+
+    @field_validator("name", "output", "output_format", "output_credentials")
+    @classmethod
+    def _object_of_its_own(cls, text: str | None) -> str | None:
+        """Copy what may be a constant of the program: to Prefect, a task that is given the same object takes
+        this result."""
+        return text and "".join([text[:1], text[1:]])
 
     @field_serializer("reused", when_used="json")
     def _stored_is_reused(self, _: bool) -> bool:

@@ -14,6 +14,7 @@ from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, sizes
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import ParallelRunError
 from prefect_parallelrun.output import upload
+from prefect_parallelrun.run_record import Cuts
 
 FORMAT = 1
 """Counts up whenever the same settings would give other rows than before."""
@@ -33,30 +34,29 @@ class Seen(NamedTuple):
     """`input 0` or `side input 0`, by its place."""
     dataset: Dataset
     files: Sequence[FileItem]
+    """See `Dataset.states`."""
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is cut into mini-batches."""
+        return self.name.startswith(_INPUT)
+
+    @property
+    def title(self) -> str:
+        """What people know it by: `input 0 (images)`."""
+        return f"{self.name} ({self.dataset.name})" if self.dataset.name else self.name
 
 
-def step_fingerprint(
-    definition: StepDefinition,
-    *,
-    source_sha256: str,
-    listings: Sequence[Sequence[FileItem]],
-) -> str:
+def step_fingerprint(name: str, parts: Mapping[str, str]) -> str:
     """Return a text that is the same exactly for steps that give the same rows in the same place.
 
     Left out is what cannot change the rows: node_count, process_count_per_node, compute_target,
     logging_level, timeouts, tries, thresholds, description.
 
     Args:
-        source_sha256: of the source snapshot.
-        listings: the files of each input, in the order of the inputs.
+        name: of the step.
+        parts: what `fingerprint_parts` returned.
     """
-    seen = data(definition, listings)
-    parts = fingerprint_parts(definition, source_sha256=source_sha256, seen=seen)
-    return fingerprint_of(definition.name, parts)
-
-
-def fingerprint_of(name: str, parts: Mapping[str, str]) -> str:
-    """Return the fingerprint of a step by its name and what `fingerprint_parts` returned."""
     return _digest([FORMAT, name, sorted(parts.items())], size=20)
 
 
@@ -87,6 +87,30 @@ def fingerprint_parts(
     return parts | _content_parts(seen)
 
 
+def settings_fingerprint(definition: StepDefinition, parts: Mapping[str, str]) -> str:
+    """Return a text that is the same for steps of which mini-batches of the same items have the same rows.
+
+    Args:
+        definition: of the step.
+        parts: what `fingerprint_parts` returned.
+    """
+    config, known = definition.config, dict(parts)
+    for place, one in enumerate(definition.inputs):
+        # Of one among the arguments the script can see every file at any time.
+        if not any(argument is one for argument in definition.arguments):
+            known.pop(f"{_INPUT} {place}", None)
+    del known["output"]
+    rows = [
+        config.output_action,
+        config.output_format,
+        append_row.to_csv_keywords(config.script_path.parent),
+        # Where the script writes by itself, it makes something else of another place.
+        definition.output_place if config.output_action == "summary_only" else None,
+    ]
+    read = [[one.kind, *one.fingerprint_parts([])] for one in definition.inputs]
+    return _digest([FORMAT, definition.name, sorted(known.items()), rows, read], size=20)
+
+
 def output_settings(definition: StepDefinition) -> list[Any]:
     """Return all that decides where the output goes, and what it looks like."""
     config = definition.config
@@ -115,7 +139,7 @@ def data(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> 
     side_inputs = (one.list_files() for one in _shown_whole(definition))
     files_of_each = chain(listings, side_inputs)
     for (name, dataset), files in zip(datasets(definition).items(), files_of_each, strict=True):
-        yield Seen(name, dataset, files)
+        yield Seen(name, dataset, dataset.states(files))
 
 
 def datasets(definition: StepDefinition) -> dict[str, Dataset]:
@@ -127,15 +151,23 @@ def datasets(definition: StepDefinition) -> dict[str, Dataset]:
     return {f"{what} {place}": one for what, some in places for place, one in enumerate(some)}
 
 
-def grouping(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> str:
+def grouping(
+    definition: StepDefinition, listings: Sequence[Sequence[FileItem]], cuts: Cuts = None
+) -> str:
     """Return a text that is the same where mini-batches have the same items under the same numbers.
 
     For files their paths decide that, whatever is in them; for tables all that a change can touch.
+
+    Args:
+        definition: of the step.
+        listings: the files of each input.
+        cuts: of the run; see `run_record.kept_cuts`.
     """
     formats = [one.partition_format for one in definition.inputs if isinstance(one, FileDataset)]
-    settings = [_settled_size(definition), definition.config.partition_keys, formats]
+    settings: list[Any] = [_settled_size(definition), definition.config.partition_keys, formats]
     digest = hashlib.blake2b(digest_size=20)
-    digest.update(json.dumps([*settings, definition.options.rank_mini_batch_count]).encode())
+    settings += [definition.options.rank_mini_batch_count, *([] if cuts is None else [cuts])]
+    digest.update(json.dumps(settings).encode())
     for dataset, files in zip(definition.inputs, listings, strict=True):
         parts = (
             (file.path for file in files)

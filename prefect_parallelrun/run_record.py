@@ -6,8 +6,9 @@ import io
 import json
 import os
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,13 @@ RUNNING = "Running"
 """The state of a run that has not ended, or of which the driver was killed."""
 FAILED = "Failed"
 CANCELLED = "Cancelled"
+COMPLETED = "Completed"
+"""The state of a run in which nothing failed; where something did, more words follow."""
 
 _FILES_PER_LINE = 1000
+
+Cuts = list[list[tuple[int, int]] | None] | None
+"""For each input, sizes of mini-batches and how many of each size follow one another; see `planning`."""
 
 
 class RunRecord(BaseModel):
@@ -42,18 +48,32 @@ class RunRecord(BaseModel):
     of which no step can say so: the script or an input changed between them."""
     parts: dict[str, str] = {}
     """See `reuse.fingerprint_parts`: what the fingerprint is made of, to say later what has changed."""
+    settings: str = ""
+    """See `reuse.settings_fingerprint`; mini-batches of a run with the same one, with the same items,
+    have the same rows."""
+    base: str | None = None
+    """The run of which mini-batches were taken over when this one began (R202)."""
+    completion: str = ""
+    """A name that only the completion has which made the output as it is: Prefect's result is stored
+    under it. Empty where it never completed."""
     reuse: tuple[str, ...] = ()
-    """What the last sitting took over of earlier work, and why not more: one sentence each."""
+    """What was taken over of earlier work, and why not more: one sentence each, of the last sitting that
+    was told any."""
     source_sha256: str = ""
     """Of the source snapshot that its rows were made with."""
     grouping: str = ""
     """See `reuse.grouping`; with the same one, mini-batches are numbered as they were."""
+    readers: tuple[str, ...] = ()
+    """See `identities.of_readers`; with another one, no mini-batch of that input is as it was."""
     contents: str = ""
     """See `reuse.contents`; with the same one, no file that the script can see has changed."""
     task_run: str | None = None
     """Prefect's id of the task run that began it."""
     started_at: AwareDatetime
     """UTC, when the run began; not when it was resumed."""
+    rows_since: AwareDatetime | None = None
+    """UTC, since when it has its oldest rows: the end of the sitting that made them, in its own run; the
+    beginning if that was killed. None before anything ran."""
     state: str = RUNNING
     """`Running`, `Completed`, `Completed with 12 failed items`, `Failed`, or `Cancelled`."""
     kind: str | None = None
@@ -74,7 +94,18 @@ class RunRecord(BaseModel):
     @property
     def completed(self) -> bool:
         """Whether it ended with an output, failed items or not."""
-        return self.state.startswith("Completed")
+        return self.state.startswith(COMPLETED)
+
+    @property
+    def oldest_rows_at(self) -> datetime:
+        """UTC, from when its age counts; a record that does not say it counts from the beginning."""
+        return self.rows_since or self.started_at
+
+    def has_expired(self, expiration: timedelta | None) -> bool:
+        """Return whether its oldest rows are too old, if a result holds for so long."""
+        if expiration is None:
+            return False
+        return datetime.now(UTC) - self.oldest_rows_at >= expiration
 
     def write(self, paths: RunPaths) -> None:
         """Write it down in one step: a reader sees the earlier one or this one."""
@@ -92,6 +123,12 @@ class RunRecord(BaseModel):
         try:
             return cls.model_validate(json.loads(paths.record.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError) and paths.lock.exists():
+                raise OutputError(
+                    f"run {paths.root.name} has no {paths.record.name}: its driver is still planning, or "
+                    "was killed before anything ran; then run the step again, and `parallelrun clean` "
+                    "removes the folder"
+                ) from error
             raise OutputError(
                 f"{paths.root} is no run folder that can be read: {paths.record.name}: {error}"
             ) from error
@@ -172,6 +209,59 @@ def kept_listing(paths: RunPaths, name: str) -> Iterator[FileItem]:
             of, files = json.loads(line)
             if of == name:
                 yield from (FileItem(*file) for file in files)
+
+
+def first_files(paths: RunPaths, names: Collection[str]) -> Iterator[tuple[str, list[FileItem]]]:
+    """Yield inputs and side inputs with up to 1,000 of their first files each, in the order of the run.
+
+    Args:
+        paths: of the run.
+        names: of the inputs and side inputs; what follows the last of them is not read.
+
+    Raises:
+        OSError: they were not written down.
+        ValueError: they are damaged.
+    """
+    left = set(names)
+    seen: bytes | None = None
+    with paths.listings.open("rb") as lines:
+        for line in lines:
+            # There may be thousands of lines of one name: these are passed over as they lie.
+            if seen is not None and line.startswith(seen):
+                continue
+            name, files = json.loads(line)
+            seen = json.dumps([name])[:-1].encode("ascii") + b","
+            if name in left:
+                yield name, [FileItem(*file) for file in files]
+                left.remove(name)
+            if not left:
+                return
+
+
+def keep_cuts(paths: RunPaths, cuts: Cuts) -> None:
+    """Write down how inputs of files are cut, where an earlier run's grouping is kept; None: nothing is."""
+    if cuts is None:
+        paths.cuts.unlink(missing_ok=True)
+    else:
+        _replace(paths.cuts, json.dumps(cuts).encode("ascii"))
+
+
+def kept_cuts(paths: RunPaths) -> Cuts:
+    """Return what `keep_cuts` wrote down.
+
+    Raises:
+        OutputError: it cannot be read, so nobody knows which items a mini-batch of the run has.
+    """
+    try:
+        cuts = json.loads(paths.cuts.read_text(encoding="ascii"))
+        return [one if one is None else [(size, times) for size, times in one] for one in cuts]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise OutputError(
+            f"{paths.cuts} cannot be read: {error}. It says which files a mini-batch of run "
+            f"{paths.root.name} has: put it back, or start a new run (allow_reuse=False)"
+        ) from error
 
 
 def _replace(path: Path, content: bytes, *, mode: int = 0o666) -> None:

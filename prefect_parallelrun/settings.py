@@ -88,7 +88,8 @@ def run_paths(run: str) -> RunPaths:
 def step_folders() -> list[Path]:
     """Return the folders of all steps that ever ran here, by name."""
     with suppress(OSError):
-        return sorted(one for one in run_root().iterdir() if one.is_dir())
+        folders = (one for one in run_root().iterdir() if not one.name.startswith("."))
+        return sorted(one for one in folders if one.is_dir())
     return []
 
 

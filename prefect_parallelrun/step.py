@@ -7,35 +7,38 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from uuid import uuid4
 
-from prefect import State, Task, get_run_logger
-from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import TerminationSignal
+from prefect import State, Task
+from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture, resolve_futures_to_results
 from prefect.settings import PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW, temporary_settings
-from prefect.states import Completed
 from prefect.utilities.annotations import BaseAnnotation
 
-from prefect_parallelrun import checks, settings, stopping
-from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
-from prefect_parallelrun.datasets import Dataset, FileDataset, OutputFileDatasetConfig
+from prefect_parallelrun import checks, flow_parameters, stopping
+from prefect_parallelrun.cache_policy import ReusePolicy
+from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter, blamed
+from prefect_parallelrun.datasets import OutputFileDatasetConfig
 from prefect_parallelrun.definition import StepDefinition, check_name
-from prefect_parallelrun.errors import ConfigError, RunCancelled
-from prefect_parallelrun.report.terminal import TerminalBar
-from prefect_parallelrun.report.ticker import ticking
+from prefect_parallelrun.errors import ConfigError
 from prefect_parallelrun.result import ParallelRunResult
-from prefect_parallelrun.work import ReusePolicy, Work, define, settled, why_afresh
+from prefect_parallelrun.task_run import run_task
+from prefect_parallelrun.work import Work, define, settled, why_afresh
 
 if TYPE_CHECKING:
+    from prefect_parallelrun.blocks import ParallelRunConfigBlock
     from prefect_parallelrun.models import Reuse
     from prefect_parallelrun.planning import Plan
-    from prefect_parallelrun.run_record import RunRecord
 
 _PENDING = (PrefectFuture, State, BaseAnnotation)
 """What stands for a value that is known only once earlier tasks have run."""
+_LISTS = ("inputs", "side_inputs", "arguments")
+"""The parameters in which single values may be pipeline parameters, or pending."""
+_TRACED = 100
+"""Of so many paths of a dataset Prefect is asked which task they came from."""
 
 
 class ParallelRunStep:
@@ -43,7 +46,7 @@ class ParallelRunStep:
 
     Args:
         name: 3 to 32 lower-case letters, digits and dashes; names the task run and the run folders.
-        parallel_run_config: the entry script, and how it runs.
+        parallel_run_config: the entry script, and how it runs; also a block with these settings.
         inputs: datasets of one kind, each cut into mini-batches by itself; also futures and
             results of earlier steps.
         output: folder for the output, or an OutputFileDatasetConfig; without it a folder of the run.
@@ -60,7 +63,7 @@ class ParallelRunStep:
     def __init__(
         self,
         name: str,
-        parallel_run_config: ParallelRunConfig,
+        parallel_run_config: ParallelRunConfig | ParallelRunConfigBlock,
         inputs: Sequence[Any],
         *,
         output: OutputFileDatasetConfig | str | Path | None = None,
@@ -70,10 +73,8 @@ class ParallelRunStep:
         task_options: Mapping[str, Any] | None = None,
     ) -> None:
         check_name(name)
-        if not isinstance(parallel_run_config, ParallelRunConfig):
-            raise checks.unfit("parallel_run_config", parallel_run_config, "a ParallelRunConfig")
         self.name = name
-        self.parallel_run_config = parallel_run_config.located()
+        self.parallel_run_config = _as_config(parallel_run_config).located()
         self.inputs = _listed("inputs", inputs)
         self.output = _as_output(output)
         self.side_inputs = _listed("side_inputs", side_inputs or ())
@@ -90,7 +91,7 @@ class ParallelRunStep:
             "cache_result_in_memory": False,
         }
         # It returns a state where it was cancelled or failures were tolerated; `__call__` opens that.
-        body = cast("Callable[..., ParallelRunResult]", _run_step)
+        body = cast("Callable[..., ParallelRunResult]", run_task)
         self._task: Task[..., ParallelRunResult] = Task(
             fn=body, name=name, **{**options, **self.task_options}
         )
@@ -123,7 +124,9 @@ class ParallelRunStep:
         parameters = self._now()
         with _quiet_logs(), stopping.stops_on_sigterm():
             ended: ParallelRunResult | State[ParallelRunResult] = self._task(
-                **parameters, return_state=return_state, wait_for=wait_for
+                **parameters,
+                return_state=return_state,
+                wait_for=_with_paths(wait_for, parameters),
             )
         if isinstance(ended, State):
             # Of a task that returned a state, Prefect gives that out, whatever was asked for.
@@ -143,8 +146,9 @@ class ParallelRunStep:
                 f"{self.name}.submit() was called outside of a flow, where there is no task runner: "
                 "call the step itself, or submit it in a flow"
             )
+        parameters = self._now()
         future: PrefectFuture[ParallelRunResult] = self._task.submit(
-            **self._now(), wait_for=wait_for
+            **parameters, wait_for=_with_paths(wait_for, parameters)
         )
         return future
 
@@ -169,17 +173,21 @@ class ParallelRunStep:
         """
         return settled(resolve_futures_to_results(self._now()))
 
-    def plan(self) -> Plan:
-        """Return what would run, without running anything: counts, sizes and the mini-batches."""
-        from prefect_parallelrun.planning import plan_step
+    def plan(self, work: Work | None = None) -> Plan:
+        """Return what would run, without running anything: counts, sizes and the mini-batches.
 
-        work = Work.of_step(self.definition())
+        Args:
+            work: of this step, where its inputs have been listed already.
+        """
+        work = work or Work.of_step(self.definition())
         # DataFrames are written there, for whoever reads mini-batches of the plan.
         scratch = Path(tempfile.gettempdir(), f"parallelrun-plan-{uuid4().hex}")
         atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-        plan = plan_step(work.definition, scratch=scratch, listings=work.listings)
-        plan.reuse = self.explain(work)
-        return plan
+        return work.plan(
+            scratch,
+            afresh=why_afresh(self._task, allow_reuse=self.allow_reuse),
+            expiration=self._task.cache_expiration,
+        )
 
     def explain(self, work: Work | None = None) -> Reuse:
         """Return what a run would take over of earlier ones, and why not more (R210); runs nothing.
@@ -221,102 +229,56 @@ class ParallelRunStep:
 
     def _now(self) -> dict[str, Any]:
         """Return the parameters of the task, with the pipeline parameters of this flow run."""
-        flow_run = FlowRunContext.get()
-        return self._parameters(flow_run.parameters or {} if flow_run is not None else {})
+        return self._parameters(flow_parameters.of_this_flow_run())
 
-    def _parameters(self, flow_parameters: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of the task, refusing what can be known to be wrong already."""
+    def _parameters(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of the task, refusing what can be known to be wrong already.
+
+        Args:
+            given: the parameters of the flow run.
+        """
         parameters: dict[str, Any] = {
             "name": self.name,
-            "config": self.parallel_run_config.resolved(flow_parameters),
-            "inputs": [_chosen(one, flow_parameters) for one in self.inputs],
-            "side_inputs": [_chosen(one, flow_parameters) for one in self.side_inputs],
-            "arguments": [_chosen(one, flow_parameters) for one in self.arguments],
+            "config": self.parallel_run_config.resolved(given),
+            **{
+                where: [flow_parameters.chosen(where, one, given) for one in getattr(self, where)]
+                for where in _LISTS
+            },
             "output": self.output,
             "allow_reuse": self.allow_reuse,
         }
         known, pending = dict(parameters), False
-        for part in ("inputs", "side_inputs", "arguments"):
+        for part in _LISTS:
             if any(isinstance(one, _PENDING) for one in parameters[part]):
                 pending = True
                 # Half of the arguments would be read wrongly, half of the datasets would not.
                 rest = [one for one in parameters[part] if not isinstance(one, _PENDING)]
                 known[part] = [] if part == "arguments" else rest
-        define(known).validate(inputs_pending=pending)
+        with blamed(*self._pipeline_parameters(given)):
+            define(known).validate(inputs_pending=pending)
         return parameters
 
-
-def _run_step(
-    name: str,
-    config: ParallelRunConfig,
-    inputs: list[Any],
-    side_inputs: list[Any],
-    arguments: list[Any],
-    output: OutputFileDatasetConfig | None,
-    allow_reuse: bool,
-) -> ParallelRunResult | State[Any]:
-    """Run a step: the body of the task. All that matters is a parameter, for pickling and caching."""
-    # Here, since it brings distributed: a step that is reused does not wait for that.
-    from prefect_parallelrun.driver.reopening import NotResumable
-
-    work = Work.of_this_task_run(
-        {
-            "name": name,
-            "config": config,
-            "inputs": inputs,
-            "side_inputs": side_inputs,
-            "arguments": arguments,
-            "output": output,
-        }
-    )
-    again = None if allow_reuse else "set allow_reuse=True and run the step again to go on"
-    level, looking = get_run_logger().getEffectiveLevel(), "looking for earlier runs"
-    with TerminalBar(name, level=level) as bar, stopping.FlowWatch() as watch:
-        try:
-            try:
-                bar.show(looking, None)
-                with ticking(looking, get_run_logger()):
-                    earlier, notes = work.earlier_run(allow_reuse=allow_reuse)
-                result = _sit(work, earlier, notes, again, bar, watch)
-            except NotResumable as reason:
-                result = _sit(work, None, (f"{reason}; this is a new run",), again, bar, watch)
-        except RunCancelled as error:
-            return watch.end_task_run(error)
-        except TerminationSignal as error:
-            return watch.end_by_signal(error)
-    # The name of the state is what Prefect's pages show.
-    named: State[ParallelRunResult] = Completed(name=result.state, data=result)
-    return result if result.state == "Completed" else named
+    def _pipeline_parameters(self, given: Mapping[str, Any]) -> list[tuple[str, PipelineParameter]]:
+        """Return what the parameters of the flow run give, with where it stands."""
+        found = [
+            *self.parallel_run_config.pipeline_parameters,
+            *((where, one) for where in _LISTS for one in getattr(self, where)),
+        ]
+        return [
+            (where, one)
+            for where, one in found
+            if isinstance(one, PipelineParameter) and one.name in given
+        ]
 
 
-def _sit(
-    work: Work,
-    earlier: RunRecord | None,
-    notes: tuple[str, ...],
-    again: str | None,
-    bar: TerminalBar,
-    watch: stopping.FlowWatch,
-) -> ParallelRunResult:
-    """Go on with an earlier run, or begin one."""
-    from prefect_parallelrun.driver.run import AGAIN, run_step
+def _with_paths(wait_for: Any, parameters: Mapping[str, Any]) -> list[Any]:
+    """Return what is to be waited for, and paths of the datasets, which Prefect does not look into.
 
-    context = TaskRunContext.get()
-    assert context is not None
-    run_id = earlier.run_id if earlier is not None else settings.new_run_id(work.fingerprint)
-    return run_step(
-        work.definition,
-        run_folder=settings.step_folder(work.definition.name) / run_id,
-        run_id=run_id,
-        fingerprint=work.fingerprint,
-        source_sha256=work.source_sha256,
-        task_run=str(context.task_run.id),
-        listings=work.listings,
-        log=get_run_logger(),
-        on_progress=bar.show,
-        watch=watch.check,
-        reuse_notes=notes,
-        again=again or AGAIN,
-    )
+    Of one that is the result of a task, its pages then draw the edge.
+    """
+    datasets = [*parameters["inputs"], *parameters["side_inputs"]]
+    given = [islice(getattr(one, "paths", ()), _TRACED) for one in datasets]
+    return [wait_for, *chain.from_iterable(given)]
 
 
 @contextlib.contextmanager
@@ -328,6 +290,15 @@ def _quiet_logs() -> Iterator[None]:
         return
     with temporary_settings({setting: "ignore"}):
         yield
+
+
+def _as_config(value: Any) -> ParallelRunConfig:
+    # By its method: importing the blocks takes 0.1 s, for a class that is there once there is a block.
+    config = value.to_config() if hasattr(value, "to_config") else value
+    if not isinstance(config, ParallelRunConfig):
+        wanted = "a ParallelRunConfig, or a ParallelRunConfigBlock"
+        raise checks.unfit("parallel_run_config", value, wanted)
+    return config
 
 
 def _as_output(value: Any) -> OutputFileDatasetConfig | None:
@@ -342,16 +313,3 @@ def _listed(name: str, value: Any) -> list[Any]:
     if not isinstance(value, (list, tuple)):
         raise checks.unfit(name, value, "a list")
     return list(value)
-
-
-def _chosen(value: Any, flow_parameters: Mapping[str, Any]) -> Any:
-    """Return the value of a pipeline parameter; everything else as it is.
-
-    Where the default is a FileDataset, the flow's parameter may be a path: what a person can type.
-    """
-    if not isinstance(value, PipelineParameter):
-        return value
-    chosen, default = value.value(flow_parameters), value.default_value
-    if isinstance(default, FileDataset) and not isinstance(chosen, Dataset):
-        return default.at(chosen)
-    return chosen

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType, TracebackType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -18,21 +19,30 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound, TerminationSignal
-from prefect.settings import (
-    PREFECT_CLIENT_MAX_RETRIES,
-    get_current_settings,
-    temporary_settings,
-)
 from prefect.states import Cancelled
 from prefect.transactions import get_transaction
 
+from prefect_parallelrun import api
 from prefect_parallelrun.errors import RunCancelled
+
+if TYPE_CHECKING:
+    from prefect_parallelrun.inside_dask import Host
 
 ASK_EVERY_S = 1.0
 """How often Prefect is asked whether the flow run still goes on."""
 ANSWER_S = 2.0
-"""How long its answer may take."""
+"""How long an answer of it may take."""
+ANSWERS_S = 5.0
+"""How long all of them together may take, where a flow that was sent SIGTERM waits for them."""
+SIGNAL_SOON_S = 1.5
+"""How soon a runner or worker of Prefect's sends the signal that cancels, once the flow run is cancelled."""
+SIGNAL_S = 15.0
+"""The same where it has no websocket: then it asks every 10 s."""
 _LOOK_EVERY_S = 0.1
+
+
+_RUN_HERE = "PREFECT__FLOW_RUN_ID"
+"""Where Prefect tells a process which flow run it was started for, by a runner or a worker."""
 
 
 class Terminated(SystemExit):
@@ -70,21 +80,24 @@ class FlowWatch:
     does, so that a Prefect server that hesitates holds nothing up.
     """
 
-    def __init__(self) -> None:
-        # Here, since it brings distributed: commands that run nothing do not wait for that.
-        from prefect_parallelrun import inside_dask
+    def __init__(self, *, dask: bool = True) -> None:
+        """Look for what this task run belongs to.
 
+        Args:
+            dask: whether to look, too, whether the Dask worker that it is on closes, and hold that.
+        """
         task_run, flow_run = TaskRunContext.get(), FlowRunContext.get()
         assert task_run is not None
-        self.cancelled = False
-        """Whether somebody cancelled the flow run; else it was interrupted."""
+        self._cancelled: UUID | None = None
+        """The flow run that somebody cancelled; without one it was interrupted."""
+        self._seen: float | None = None
+        """When it was first seen that the flow run is cancelled for which this process was started."""
         self._why: str | None = None
         self._flow_run = flow_run.flow_run if flow_run is not None else None
         self._flow_run_id = task_run.task_run.flow_run_id
-        # Not by get_client(): that would start a temporary server anew when Ctrl-C has ended it.
-        self._api_url = str(task_run.client.api_url)
+        self._api_url = api.url_of_this_task_run()
         self._runner = flow_run.task_runner if flow_run is not None else None
-        self._hosting = inside_dask.host()
+        self._hosting = _hosting() if dask else contextlib.nullcontext()
         self._ended = threading.Event()
         context = contextvars.copy_context()
         self._thread = threading.Thread(
@@ -129,36 +142,83 @@ class FlowWatch:
         Raises:
             TerminationSignal: the flow run was interrupted; the task run is Crashed then.
         """
-        if not self.cancelled:
+        if self._cancelled is None:
             raise TerminationSignal(signal.SIGTERM) from error
-        return _cancelled(error)
+        try:
+            if _is_run_here(self._cancelled):
+                self._await_signal()
+        except TerminationSignal as came:
+            return _cancelled(came, str(error))
+        return _cancelled(error, str(error))
 
     def end_by_signal(self, error: TerminationSignal) -> State[None]:
         """Return the state for a task run that was cancelled by a signal, or raise the signal again.
 
-        Whoever runs the flow cancels it by SIGTERM, so only Prefect knows which it was.
+        Whoever runs the flow cancels it by SIGTERM, so only Prefect knows which it was. Where it does
+        not say so in time, the signal goes on.
         """
-        if self._flow_run_id is None:
+        if self._flow_run_id is None or not any(map(_is_cancelled, self._states().values())):
             raise error
-        with self._connected() as ask:
-            states = ask()
-        if not any(map(_is_cancelled, states.values())):
-            raise error
-        return _cancelled(error)
+        return _cancelled(error, "\n".join(getattr(error, "__notes__", ())))
 
     # -- inside ------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         asked, was_left = time.monotonic(), False
+        if self._ended.wait(_LOOK_EVERY_S):
+            return  # a client takes longer to make than most steps that are reused
         with self._connected() as ask:
             while self._why is None and not self._ended.wait(_LOOK_EVERY_S):
                 left = self._flow_left() and not was_left
-                closes = self._host is not None and self._host.left
+                closes = self._worker_left()
                 if not left and not closes and time.monotonic() - asked < ASK_EVERY_S:
                     continue
                 states = ask()
                 asked, was_left = time.monotonic(), was_left or left
                 self._judge(states, left=left, closes=closes)
+
+    def _states(self) -> Mapping[UUID, State]:
+        """Return what `_connected` yields, asked once; none if that takes too long."""
+        answers: list[Mapping[UUID, State]] = []
+
+        def ask_once() -> None:
+            with self._connected() as ask:
+                answers.append(ask())
+
+        # An answer that comes byte by byte is within each limit of a request, and may last for ever.
+        asking = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(ask_once,),
+            name="parallelrun-flow-states",
+            daemon=True,
+        )
+        asking.start()
+        asking.join(ANSWERS_S)
+        return answers[0] if answers else {}
+
+    def _is_due(self, flow_run_id: UUID) -> bool:
+        """Return whether the signal that cancels a flow run may well be on its way to this process.
+
+        It would break into a run that is ending already, in the middle of its last reports.
+        """
+        if not _is_run_here(flow_run_id):
+            return False
+        now = time.monotonic()
+        self._seen = self._seen or now
+        return now - self._seen < SIGNAL_SOON_S
+
+    def _await_signal(self) -> None:
+        """Wait until whoever runs the flow's process has noticed, too, that it is cancelled.
+
+        Only they end the flow run as Cancelled, and call its hooks; of a process that is gone they do not.
+        """
+        deadline = time.monotonic() + SIGNAL_S
+        while not (self._flow_left() or self._worker_left()) and time.monotonic() < deadline:
+            time.sleep(_LOOK_EVERY_S)
+
+    def _worker_left(self) -> bool:
+        """Return whether the Dask worker that the step is on closes, or took the task back."""
+        return self._host is not None and self._host.left
 
     def _flow_left(self) -> bool:
         """Return whether the flow function is left, however: then its task runner wants to end."""
@@ -179,8 +239,9 @@ class FlowWatch:
         """
         for flow_run_id, state in states.items():
             what = _stopped(state)
-            if what is not None:
-                self.cancelled = _is_cancelled(state)
+            due = _is_cancelled(state) and not left and not closes and self._is_due(flow_run_id)
+            if what is not None and not due:
+                self._cancelled = flow_run_id if _is_cancelled(state) else None
                 self._why = f"flow run {flow_run_id} {what}"
                 return
         own = states.get(self._flow_run_id) if self._flow_run_id is not None else None
@@ -195,7 +256,7 @@ class FlowWatch:
 
         Where Prefect does not answer, it returns none.
         """
-        flow_run_id, api = self._flow_run_id, get_current_settings().api
+        flow_run_id = self._flow_run_id
         assert flow_run_id is not None
         flow_runs = [flow_run_id]
         complete = False
@@ -214,16 +275,15 @@ class FlowWatch:
                 return {run.id: run.state for run in found if run.state is not None}
             return {}
 
-        with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-            SyncPrefectClient(
-                self._api_url,
-                api_key=api.key.get_secret_value() if api.key else None,
-                auth_string=api.auth_string.get_secret_value() if api.auth_string else None,
-                httpx_settings={"timeout": ANSWER_S},
-            ) as client,
-        ):
+        with api.connected(self._api_url, answer_s=ANSWER_S) as client:
             yield ask
+
+
+def _hosting() -> contextlib.AbstractContextManager[Host | None]:
+    # Here, since it brings distributed: what runs nothing does not wait for that.
+    from prefect_parallelrun import inside_dask
+
+    return inside_dask.host()
 
 
 def raise_cause(state: State, *, signals_only: bool) -> None:
@@ -235,12 +295,17 @@ def raise_cause(state: State, *, signals_only: bool) -> None:
         raise cause
 
 
-def _cancelled(error: BaseException) -> State[None]:
+def _cancelled(error: BaseException, message: str) -> State[None]:
     transaction = get_transaction()
     if transaction is not None:
         # Prefect would store the state as a result, and take it for one the next time.
         transaction.write_on_commit = False
-    return Cancelled(message=str(error) or "the flow run was cancelled", data=error)
+    return Cancelled(message=message or "the flow run was cancelled", data=error)
+
+
+def _is_run_here(flow_run_id: UUID) -> bool:
+    """Return whether a runner or a worker of Prefect's started this process for a flow run."""
+    return os.environ.get(_RUN_HERE) == str(flow_run_id)
 
 
 def _is_cancelled(state: State) -> bool:

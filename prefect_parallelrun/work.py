@@ -1,34 +1,37 @@
-"""What one task run of a step is to do, and whether an earlier result may stand for it."""
+"""What one task run of a step is to do, and what earlier runs have done of it."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect import Task, get_run_logger
-from prefect.cache_policies import CachePolicy
 from prefect.context import TaskRunContext
-from prefect.results import ResultStore
+from prefect.exceptions import TerminationSignal
 from prefect.settings import get_current_settings
 
 from prefect_parallelrun import reasons, reuse, settings
 from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
-from prefect_parallelrun.errors import ParallelRunError
+from prefect_parallelrun.driver import watched
+from prefect_parallelrun.driver.reopening import stands
+from prefect_parallelrun.incremental import plan_new_run
 from prefect_parallelrun.models import Reuse
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.upload import RemoteFolder
+from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.planning import Plan, plan_step
 from prefect_parallelrun.report.terminal import TerminalBar
 from prefect_parallelrun.report.ticker import ticking
 from prefect_parallelrun.result import ParallelRunResult
-from prefect_parallelrun.run_record import RunRecord
+from prefect_parallelrun.run_record import RunRecord, kept_cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,25 @@ class Work:
         return self.wanted.fingerprint
 
     @classmethod
-    def of(cls, parameters: Mapping[str, Any]) -> Self:
+    def of(cls, parameters: Mapping[str, Any], watch: Callable[[], None]) -> Self:
         """Settle the parameters of a task run, list its inputs and read its source; people see that it does.
+
+        Args:
+            parameters: of the task run.
+            watch: called several times a second meanwhile; ends that by raising.
 
         Raises:
             ParallelRunError: something in them cannot work.
+            Exception: what `watch` raises.
         """
         definition, log, doing = settled(parameters), get_run_logger(), "listing the inputs"
         bar = TerminalBar(definition.name, level=log.getEffectiveLevel(), kept=False)
         with bar, ticking(doing, log):
-            bar.show(doing, None)
-            return cls.of_step(definition)
+            bar.progress(doing, None)
+            # Listing a bucket, or reading all files, may take hours.
+            found = watched.begun(lambda: cls.of_step(definition), "parallelrun-listing")
+            watched.settled(found, math.inf, watch)
+            return found.result()
 
     @classmethod
     def of_step(cls, definition: StepDefinition) -> Self:
@@ -75,47 +86,70 @@ class Work:
             definition=definition,
             seen=seen,
             parts=parts,
-            fingerprint=reuse.fingerprint_of(definition.name, parts),
+            fingerprint=reuse.step_fingerprint(definition.name, parts),
         )
         return cls(definition, listings, source.sha256, wanted)
 
-    @property
-    def shows_changes(self) -> bool:
-        """Whether it would show in the fingerprint if any of the data were others now."""
-        return not self.wanted.blind
-
     @classmethod
-    def of_this_task_run(cls, parameters: Mapping[str, Any]) -> Self:
-        """Return what the cache policy found out for this task run, else find it out."""
-        context, kept = TaskRunContext.get(), _of_task_run.get()
-        _of_task_run.set(None)
-        if kept is not None and context is not None and kept[0] == context.task_run.id:
-            assert isinstance(kept[1], cls)
-            return kept[1]
-        return cls.of(parameters)
+    def of_this_task_run(
+        cls, parameters: Mapping[str, Any], watch: Callable[[], None]
+    ) -> tuple[Self, str]:
+        """Return what the cache policy found out for this task run, else find it out; see `of`.
 
-    def earlier_run(self, *, allow_reuse: bool) -> tuple[RunRecord | None, tuple[str, ...]]:
+        With it comes the name that its completion gets; see `RunRecord.completion`.
+
+        Raises:
+            TerminationSignal: it stopped the cache policy.
+        """
+        context, kept = TaskRunContext.get(), of_task_run.get()
+        of_task_run.set(None)
+        if kept is not None and context is not None and kept[0] == context.task_run.id:
+            _, work, completion = kept
+            if isinstance(work, TerminationSignal):
+                raise work
+            assert isinstance(work, cls)
+            return work, completion
+        return cls.of(parameters, watch), uuid4().hex
+
+    def earlier_run(
+        self, *, allow_reuse: bool
+    ) -> tuple[RunRecord | None, list[RunPaths], tuple[str, ...]]:
         """Return the run that this task run goes on with, and in sentences what is reused, or why nothing.
 
-        It is None where this task run is to begin one. Without reuse it is only the one which an earlier
-        try of the same task run began.
+        It is None where this task run is to begin one; then the list has its bases, see `bases`. Without
+        reuse it is only the one which an earlier try of the same task run began.
         """
-        context = TaskRunContext.get()
-        assert context is not None
-        task, task_run = context.task, context.task_run
-        runs = settings.step_folder(self.definition.name)
-        record, why = reasons.earlier_run(
-            self.wanted,
-            runs,
-            afresh=why_afresh(task, allow_reuse=allow_reuse),
-            task_run=str(task_run.id) if task_run.run_count > 1 else None,
-            expiration=task.cache_expiration,
-        )
+        record, why = self._found(allow_reuse=allow_reuse)
+        bases = [] if record is not None else self.bases(allow_reuse=allow_reuse)
+        if record is None and why:
+            return None, bases, (why,)
         try:
-            return record, reasons.explain(self.wanted, runs, record, why).reasons
+            if record is not None:
+                return record, bases, reasons.explain(self.wanted, self._runs, record).reasons
+            if bases:
+                return None, bases, ()  # the run tells, once it is planned
+            return None, bases, (reasons.nothing_alike(self.wanted, self._runs),)
         # What is only told must not end the run; it meets by itself what is wrong with an earlier one.
         except Exception as error:
-            return record, (f"what is reused cannot be told: {type(error).__name__}: {error}",)
+            why = f"what is reused cannot be told: {type(error).__name__}: {error}"
+            return record, bases, (why,)
+
+    def completion(self, *, allow_reuse: bool) -> str | None:
+        """Return the name of the completion whose output stands for this task run; None if none does."""
+        record, _ = self._found(allow_reuse=allow_reuse)
+        if record is None:
+            return None
+        paths = RunPaths(self._runs / record.run_id)
+        held = stands(paths, record, RemoteFolder.of(self.definition.output))
+        return record.completion if held and record.completion else None
+
+    def bases(self, *, allow_reuse: bool) -> list[RunPaths]:
+        """Return the earlier runs of which mini-batches may be taken over if this task run begins one."""
+        context = TaskRunContext.get()
+        assert context is not None
+        if why_afresh(context.task, allow_reuse=allow_reuse):
+            return []
+        return reasons.bases(self.wanted, self._runs, expiration=context.task.cache_expiration)
 
     def reuse(self, *, afresh: str | None = None, expiration: timedelta | None = None) -> Reuse:
         """Return what a new task run would take over of earlier runs, without running anything.
@@ -125,11 +159,71 @@ class Work:
             expiration: how long an earlier result holds.
 
         Raises:
+            DatasetError: an input cannot be read.
             OutputError: the journal of the earlier run cannot be read.
         """
-        runs = settings.step_folder(self.definition.name)
-        record, why = reasons.earlier_run(self.wanted, runs, afresh=afresh, expiration=expiration)
-        return reasons.explain(self.wanted, runs, record, why)
+        with TemporaryDirectory(prefix="parallelrun-plan-") as scratch:
+            found = self.plan(Path(scratch), afresh=afresh, expiration=expiration).reuse
+        assert found is not None
+        return found
+
+    def plan(
+        self, scratch: Path, *, afresh: str | None = None, expiration: timedelta | None = None
+    ) -> Plan:
+        """Return the mini-batches of a new task run, with what it would take over of earlier runs.
+
+        Args:
+            scratch: see `plan_step`.
+            afresh: see `why_afresh`.
+            expiration: how long an earlier result holds.
+
+        Raises:
+            DatasetError: an input cannot be read.
+            OutputError: the journal of the earlier run cannot be read.
+        """
+        runs, wanted = self._runs, self.wanted
+        record, why = reasons.earlier_run(wanted, runs, afresh=afresh, expiration=expiration)
+        told: tuple[str, ...] = (why,) if why else ()
+        if record is not None:
+            found = reasons.explain(wanted, runs, record)
+            if found.run_id is not None:
+                plan = plan_step(
+                    self.definition,
+                    scratch=scratch,
+                    listings=self.listings,
+                    cuts=kept_cuts(RunPaths(runs / record.run_id)),
+                )
+                plan.reuse = found
+                return plan
+            told = found.reasons
+        planned = plan_new_run(
+            self.definition,
+            self.listings,
+            wanted.seen,
+            [] if afresh else reasons.bases(wanted, runs, expiration=expiration),
+            scratch=scratch,
+            retry_missing=self.definition.config.error_threshold != -1,
+        )
+        planned.plan.reuse = reasons.explain_new(wanted, runs, planned, told)
+        return planned.plan
+
+    @property
+    def _runs(self) -> Path:
+        """The folder of all runs of the step."""
+        return settings.step_folder(self.definition.name)
+
+    def _found(self, *, allow_reuse: bool) -> tuple[RunRecord | None, str]:
+        """Return what `reasons.earlier_run` finds for the task run that asks."""
+        context = TaskRunContext.get()
+        assert context is not None
+        task, task_run = context.task, context.task_run
+        return reasons.earlier_run(
+            self.wanted,
+            self._runs,
+            afresh=why_afresh(task, allow_reuse=allow_reuse),
+            task_run=str(task_run.id) if task_run.run_count > 1 else None,
+            expiration=task.cache_expiration,
+        )
 
 
 def why_afresh(task: Task[..., Any], *, allow_reuse: bool) -> str | None:
@@ -142,59 +236,11 @@ def why_afresh(task: Task[..., Any], *, allow_reuse: bool) -> str | None:
     return "Prefect's refresh_cache is on" if refresh else None
 
 
-_of_task_run: ContextVar[tuple[UUID, Work] | None] = ContextVar("work_of_task_run", default=None)
-"""From the cache policy to the task's body, so that the inputs are listed once."""
-
-
-@dataclass
-class ReusePolicy(CachePolicy):
-    """Takes an earlier result where the step is the same, nothing failed, and its output is intact.
-
-    A stored result that holds no more cannot be taken out of Prefect's storage, so the key ends
-    with a generation: the first that is free, or whose result holds.
-    """
-
-    def compute_key(
-        self,
-        task_ctx: TaskRunContext,
-        inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],
-        **kwargs: Any,
-    ) -> str | None:
-        """Return the name under which the result is looked for, and will be stored."""
-        task_run = task_ctx.task_run
-        if not inputs["allow_reuse"]:
-            return f"parallelrun-{task_run.id}"
-        try:
-            work = Work.of(inputs)
-        except ParallelRunError:
-            return None  # the task's body meets the same error, and raises it
-        if not work.shows_changes:
-            _of_task_run.set((task_run.id, work))
-            return f"parallelrun-{task_run.id}"
-        with ticking("looking for an earlier result", get_run_logger()):
-            for generation in itertools.count():
-                key = f"parallelrun-{work.fingerprint}-{generation}"
-                if not task_ctx.result_store.exists(key):
-                    _of_task_run.set((task_run.id, work))
-                    return key
-                if _holds(task_ctx.result_store, key, RemoteFolder.of(work.definition.output)):
-                    return key
-        raise AssertionError("there is always a next generation")
-
-
-def _holds(store: ResultStore, key: str, remote: RemoteFolder | None) -> bool:
-    """Return whether a stored result may stand for a new run."""
-    # Whatever cannot be read or understood, of whatever version, does not hold.
-    with contextlib.suppress(Exception):
-        result = store.read(key).result
-        return (
-            isinstance(result, ParallelRunResult)
-            and not result.items.failed
-            and not result.mini_batches.failed
-            and reuse.is_intact(Path(result.run_directory), remote)
-        )
-    return False
+of_task_run: ContextVar[tuple[UUID, Work | TerminationSignal, str] | None] = ContextVar(
+    "of_task_run", default=None
+)
+"""From the cache policy to the task's body: the task run, its work, so that the inputs are listed once,
+or the signal that came meanwhile, and the completion that the result is stored under."""
 
 
 def define(parameters: Mapping[str, Any]) -> StepDefinition:

@@ -13,8 +13,8 @@ from prefect_parallelrun.cli.running import Flag, Json, script_errors
 
 if TYPE_CHECKING:
     from prefect_parallelrun.definition import StepDefinition
-    from prefect_parallelrun.models import Reuse
     from prefect_parallelrun.report.status import Status
+    from prefect_parallelrun.step import ParallelRunStep
     from prefect_parallelrun.work import Work
 
 
@@ -55,15 +55,16 @@ def plan(
     from prefect_parallelrun.cli import texts
     from prefect_parallelrun.driver.bundle import sample
     from prefect_parallelrun.driver.projection import process_count, project
-    from prefect_parallelrun.planning import plan_step
 
     if time is not None:
         checks.whole_number(least=1)("time", time)
     checks.whole_number(least=0)("list", list_)
-    work, reuse = _work_and_reuse(what)
+    work, step = _work_and_step(what)
     with TemporaryDirectory(prefix="parallelrun-plan-") as scratch:
-        found = plan_step(work.definition, scratch=Path(scratch), listings=work.listings)
+        found = work.plan(Path(scratch)) if step is None else step.plan(work)
         outline = found.outline(largest=list_)
+    reuse = found.reuse
+    assert reuse is not None
     projection = None
     if time is not None:
         # What the script prints is no part of the answer.
@@ -286,7 +287,8 @@ def explain(what: str, /, *, json: Json = False) -> int:
 
     from prefect_parallelrun.cli import texts
 
-    work, reuse = _work_and_reuse(what)
+    work, step = _work_and_step(what)
+    reuse = work.reuse() if step is None else step.explain(work)
     if json:
         tell({"step": work.definition.name, **asdict(reuse)})
     else:
@@ -357,18 +359,16 @@ def clean(
     return Exit.FAILED if refused else Exit.DONE
 
 
-def _work_and_reuse(what: str) -> tuple[Work, Reuse]:
-    """Return what a step file, or the step of a run, would do now, and what it would take over."""
+def _work_and_step(what: str) -> tuple[Work, ParallelRunStep | None]:
+    """Return what a step file, or the step of a run, would do now, and of a file the step."""
     from prefect_parallelrun.work import Work
 
     if what.endswith((".yaml", ".yml")):
         from prefect_parallelrun.step_file import load_step
 
         step = load_step(Path(what))
-        work = Work.of_step(step.definition())
-        return work, step.explain(work)
-    work = Work.of_step(_definition_of(what))
-    return work, work.reuse()
+        return Work.of_step(step.definition()), step
+    return Work.of_step(_definition_of(what)), None
 
 
 def _definition_of(run: str) -> StepDefinition:

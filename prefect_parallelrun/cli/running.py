@@ -233,7 +233,7 @@ def _driven(
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     step = paths.root.parent.name
     with stopping.stops_on_sigterm(), TerminalBar(step, level=level) as bar:
-        result = drive(paths, log=log, on_progress=bar.show, **options)
+        result = drive(paths, log=log, observers=(bar,), **options)
     return _told(result, as_json=as_json)
 
 

@@ -49,7 +49,7 @@ def follow(paths: RunPaths) -> None:
             if not pulse.goes_on:
                 return
             now = pulse.stage or pulse.state
-            bar.show(now, pulse.standing)
+            bar.progress(now, pulse.standing)
             if bar.is_shown or (now == stage and time.monotonic() - said_at < PROGRESS_S):
                 continue
             stage, said_at = now, time.monotonic()

@@ -25,14 +25,21 @@ def reference(credentials: object) -> str | None:
     if isinstance(credentials, str):
         if len(credentials.split("/")) == 2 and all(credentials.split("/")):
             return credentials
-    elif name := getattr(credentials, "_block_document_name", None):
-        return f"{type(credentials).get_block_type_slug()}/{name}"  # type: ignore[attr-defined]
+    elif name := name_of(credentials):
+        return name
     # Never the value itself: it may be a secret.
     shown = "text" if isinstance(credentials, str) else type(credentials).__name__
     raise errors.ConfigError(
         f"credentials cannot be used (it is {shown}): give a Prefect block that was saved, with "
         "block.save('name'), or its name, '<block type>/<block name>'"
     )
+
+
+def name_of(block: object) -> str | None:
+    """Return the name by which a saved Prefect block is found again; None for anything else."""
+    if name := getattr(block, "_block_document_name", None):
+        return f"{type(block).get_block_type_slug()}/{name}"  # type: ignore[attr-defined]
+    return None
 
 
 def options_of(name: str) -> dict[str, Any]:

@@ -105,6 +105,15 @@ class Dataset(ABC):
         """What the paths of its files say; None where they say nothing."""
         return None
 
+    def in_place_of(self, other: Dataset) -> Self:
+        """Return this dataset, called and brought to the nodes like another where it says nothing of that."""
+        like: dict[str, Any] = {}
+        if self.name is None:
+            like["name"] = other.name
+        if self.target_path is None and self.delivery == "mount":
+            like.update(delivery=other.delivery, target_path=other.target_path)
+        return self._changed(**like)
+
     @abstractmethod
     def list_files(self) -> list[FileItem]:
         """Return the files as they are now, each once, sorted by path.
@@ -168,6 +177,17 @@ class Dataset(ABC):
             ConfigError: the name cannot be one, or Prefect's API does not answer.
         """
         return registered.versions(name)
+
+    def states(self, files: Sequence[FileItem]) -> Sequence[FileItem]:
+        """Return files with what tells each from an earlier state of it; usually that is what was listed.
+
+        Args:
+            files: What `list_files` returned.
+
+        Raises:
+            DatasetError: a file whose content decides cannot be read.
+        """
+        return files
 
     def shows_changes(self, files: Sequence[FileItem]) -> bool:
         """Return whether a change of the data would show; not where a storage tells nothing of a file.

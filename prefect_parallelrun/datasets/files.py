@@ -18,6 +18,9 @@ from prefect_parallelrun.datasets.storage import LOCAL, Storage
 from prefect_parallelrun.errors import DatasetError
 from prefect_parallelrun_runtime import source_path
 
+_CONTENT = "blake2b:"
+"""Begins the state of a file that is compared by its content."""
+
 
 class FileDataset(Dataset):
     """Files: `run()` gets lists of their paths; as a side input, the script gets the folder."""
@@ -88,9 +91,7 @@ class FileDataset(Dataset):
         Raises:
             ConfigError: the paths cannot be used.
         """
-        storage, found = listing.located(paths, None, None)
-        if not storage.is_local and _opened_alike(found) <= _opened_alike(self.paths):
-            storage, found = listing.located(paths, self.storage.options, self.storage.credentials)
+        storage, found = located_like(self.storage, self.paths, paths)
         return self._changed(storage=storage, paths=found, version=None)
 
     @property
@@ -126,12 +127,45 @@ class FileDataset(Dataset):
         yield f"files|content={self.content}"
         if self.partition_format is not None:
             yield f"partition_format={self.partition_format}"
-        yield from file_parts(files, content=self.content)
+        yield from file_parts(self.states(files))
+
+    def states(self, files: Sequence[FileItem]) -> Sequence[FileItem]:
+        """Return the files; with `content=True` each has a digest of what is in it, which counts instead of its time.
+
+        Raises:
+            DatasetError: a file whose content is wanted cannot be read.
+        """
+        if not self.content or all(file.etag.startswith(_CONTENT) for file in files):
+            return files
+        digests = mapped(lambda file: _digest(file.path), files, at_once=remote_file.at_once(files))
+        return [
+            file._replace(etag=f"{_CONTENT}{digest}")
+            for file, digest in zip(files, digests, strict=True)
+        ]
 
     def __repr__(self) -> str:
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         named = f", name={self.name!r}" if self.name else ""
         return f"FileDataset({self.paths[0]!r}{more}{named})"
+
+
+def located_like(
+    storage: Storage, places: Sequence[str], paths: listing.PathsArgument
+) -> tuple[Storage, tuple[str, ...]]:
+    """Return where other paths are, and they themselves; see `FileDataset.at`.
+
+    Args:
+        storage: of the dataset that they replace the paths of.
+        places: those paths.
+        paths: the others.
+
+    Raises:
+        ConfigError: the paths cannot be used.
+    """
+    other, found = listing.located(paths, None, None)
+    if not other.is_local and _opened_alike(found) <= _opened_alike(places):
+        return listing.located(paths, storage.options, storage.credentials)
+    return other, found
 
 
 def _opened_alike(urls: Sequence[str]) -> set[tuple[str, str]]:
@@ -140,19 +174,10 @@ def _opened_alike(urls: Sequence[str]) -> set[tuple[str, str]]:
     return {(end.scheme, end.netloc if end.scheme in ("http", "https") else "") for end in ends}
 
 
-def file_parts(files: Sequence[FileItem], *, content: bool = False) -> Iterator[str]:
-    """Yield what tells each file from an earlier state of it.
-
-    Raises:
-        DatasetError: a file whose content is wanted cannot be read.
-    """
-    if not content:
-        for path, size, modified_ns, etag in files:
-            yield f"{path}|{size}|{etag or modified_ns}"
-        return
-    digests = mapped(lambda file: _digest(file.path), files, at_once=remote_file.at_once(files))
-    for file, digest in zip(files, digests, strict=True):
-        yield f"{file.path}|{file.size}|{digest}"
+def file_parts(files: Iterable[FileItem]) -> Iterator[str]:
+    """Yield what tells each file from an earlier state of it."""
+    for path, size, modified_ns, etag in files:
+        yield f"{path}|{size}|{etag or modified_ns}"
 
 
 def _digest(path: str) -> str:

@@ -75,7 +75,9 @@ def _absolute(parameter: str, text: str) -> str:
         if url.netloc not in ("", "localhost"):
             raise errors.refuse(parameter, text, "a file:// URL names no other host")
         text = unquote(url.path)
-    return os.path.abspath(os.path.expanduser(text))
+    absolute = os.path.abspath(os.path.expanduser(text))
+    # The same object where it can be: so Prefect knows which task a path came from.
+    return text if text == absolute else absolute
 
 
 def is_url(path: str) -> bool:

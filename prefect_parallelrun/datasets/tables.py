@@ -22,7 +22,7 @@ from prefect_parallelrun.datasets import (
     sql_tables,
 )
 from prefect_parallelrun.datasets.dataset import Dataset, FileItem
-from prefect_parallelrun.datasets.files import file_parts
+from prefect_parallelrun.datasets.files import file_parts, located_like
 from prefect_parallelrun.datasets.partitions import Partitions, checked_format, parse_format
 from prefect_parallelrun.datasets.reader_schema import add_constants, schema_of
 from prefect_parallelrun.datasets.sql_tables import SqlTable
@@ -244,6 +244,22 @@ class TabularDataset(Dataset):
             raise errors.refuse("dataframe", dataframe, "give a pandas DataFrame")
         frame = frames.without_categories(dataframe.reset_index(drop=True))
         return cls(TableSettings(format="frame"), frame=frame)
+
+    def at(self, paths: listing.PathsArgument) -> Self:
+        """Return the table in other files, read as this one; see `FileDataset.at`.
+
+        Raises:
+            ConfigError: the paths cannot be used, or this table is read in a way that is not for any files.
+        """
+        if not self.paths or self.sql is not None or self.settings.partitioned is not None:
+            raise errors.refuse(
+                "paths",
+                paths,
+                "the dataset in whose place they are is a query, a DataFrame, or what partition_by wrote: "
+                "give a mapping that says how the files are read, such as {'delimited': 'data/*.csv'}",
+            )
+        storage, found = located_like(self.storage, self.paths, paths)
+        return self._changed(storage=storage, paths=found, version=None)
 
     def partition_by(
         self,

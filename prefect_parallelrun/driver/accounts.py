@@ -19,7 +19,7 @@ from prefect_parallelrun.planning import Plan
 from prefect_parallelrun.report import failed_items, failure, job_report, job_result
 from prefect_parallelrun.report.gather import gather
 from prefect_parallelrun.report.page import write_report
-from prefect_parallelrun.report.summary import summarise, with_process_errors
+from prefect_parallelrun.report.summary import errors_line, summarise, with_process_errors
 from prefect_parallelrun.run_record import RunRecord
 
 
@@ -44,6 +44,10 @@ class Accounts:
         """Take note of what is scheduled; from now on there is a journal."""
         self._plan, self._schedule = plan, schedule
 
+    def planned(self, record: RunRecord) -> int | None:
+        """Return how many mini-batches the plan has; None where only reading the input would tell."""
+        return record.mini_batches if self._schedule is None else self._schedule.planned
+
     def add_up(self, record: RunRecord) -> RunSummary:
         """Return what the run came to so far, the errors of this sitting's processes included.
 
@@ -52,9 +56,8 @@ class Accounts:
         """
         if not self.paths.journal.exists():
             return RunSummary(mini_batches=Counts(), items=Counts(), attempts=0, rows=0)
-        planned = record.mini_batches if self._schedule is None else self._schedule.planned
         with Journal(self.paths.journal) as journal:
-            summary = summarise(journal, mini_batches=planned, items=record.items)
+            summary = summarise(journal, mini_batches=self.planned(record), items=record.items)
         if self._schedule is None:
             return summary
         starts = failure.process_errors(self._schedule.script_failures, self.paths)
@@ -86,7 +89,7 @@ class Accounts:
                     self.paths, journal, self._items_of, kind=self._plan.kind
                 )
             with self.at_no_cost("The job report"), Journal(self.paths.journal) as journal:
-                job_report.write_job_report(self.paths, journal)
+                job_report.write_job_report(self.paths, journal, base=record.base)
         report = None
         # After all that it links to but the result, which names it.
         with self.at_no_cost("The report"):
@@ -102,6 +105,9 @@ class Accounts:
                 definition=self.definition,
             )
             report = write_report(self.paths, data)
+            self.log.info("Report: %s", report)
+        if failed is None and summary.errors:  # else they are in what is raised
+            self.log.warning("%s; all of them: %s", errors_line(summary), self.paths.error_summary)
         with self.at_no_cost("The job result"):
             job_result.write_job_result(
                 self.paths,
@@ -112,6 +118,7 @@ class Accounts:
                 output=self.output,
                 started_at=self.started_at,
                 ended_at=datetime.now(UTC),
+                base=record.base,
                 failure=failed,
                 unwritten=self._unwritten,
             )

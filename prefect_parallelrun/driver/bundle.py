@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.driver.splitting import Part, Split
 from prefect_parallelrun.models import AttemptRecord, MiniBatch
+from prefect_parallelrun_runtime import channel
 
 
 @dataclass(slots=True)
@@ -124,3 +127,10 @@ def sample(mini_batch: MiniBatch, part: Part | None = None, most: int = 3) -> tu
 def _first(paths: list[str], most: int) -> list[str]:
     more = len(paths) - most
     return [*paths[:most], *([f"… and {more:,} more"] if more > 0 else [])]
+
+
+def results(frames: bytes) -> list[Ended]:
+    """Return the results among a bundle's frames; the headers are decoded in one go, for speed."""
+    found = [frame for frame in channel.frames(frames) if frame.kind == channel.RESULT]
+    headers = json.loads(b"[" + b",".join([frame.header for frame in found]) + b"]")
+    return list(zip(headers, [frame.payload for frame in found], strict=True))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from prefect_parallelrun import manifest, reuse
 from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.output.claim import OutputClaim
 from prefect_parallelrun.output.publication import check_destination
 from prefect_parallelrun.output.upload import RemoteFolder, State
 from prefect_parallelrun.output.writer import OutputWriter
@@ -28,11 +30,50 @@ class Delivery:
         self._paths = paths
         self.destination = definition.output_folder or paths.output
         self.remote = RemoteFolder.of(definition.output)
+        self._claim: OutputClaim | None = None
 
     @property
     def place(self) -> str:
         """Where people find the output: its folder, or its URL."""
         return str(self.destination) if self.remote is None else self.remote.url
+
+    @contextmanager
+    def claimed(self, log: logging.Logger) -> Iterator[None]:
+        """Keep other runs from writing to the same place.
+
+        Raises:
+            OutputError: another run writes to it.
+        """
+        place = self._shared_place
+        with ExitStack() as held:
+            if place is not None:
+                try:
+                    self._claim = held.enter_context(OutputClaim(self._paths, place))
+                except OSError as error:
+                    log.warning("Other runs are not kept from writing to %s: %s", place, error)
+            yield
+
+    def confirm(self) -> None:
+        """Raise if another run writes to the same place by now: before what cannot be taken back.
+
+        Raises:
+            OutputError: one does.
+        """
+        if self._claim is not None:
+            self._claim.confirm()
+
+    @property
+    def _shared_place(self) -> str | None:
+        """What other runs may write to as well: the output file, or the folder that the script itself fills.
+
+        None where the output is a folder of the run.
+        """
+        if self.remote is None and self.destination == self._paths.output:
+            return None
+        if self._config.output_action != "append_row":
+            return self.place
+        name = self._config.append_row_file_name
+        return self.remote.url_of(name) if self.remote else str(self.destination / name)
 
     def place_of(self, file: Path | None) -> str | None:
         """Return where people find the output file: its path, or its URL."""

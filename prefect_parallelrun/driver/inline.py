@@ -28,6 +28,7 @@ from prefect_parallelrun.node.fetching import Fetching
 from prefect_parallelrun.node.side_inputs import with_paths
 from prefect_parallelrun.node.transfer import Unavailable
 from prefect_parallelrun.planning import Plan, plan_step
+from prefect_parallelrun.run_record import Cuts
 from prefect_parallelrun_runtime import encode, entry_script, load, path_values, script
 from prefect_parallelrun_runtime.load_error import LoadError
 
@@ -66,19 +67,22 @@ def debug(
 
 
 @contextmanager
-def prepared(definition: StepDefinition, listings: Sequence[Sequence[FileItem]]) -> Iterator[Here]:
+def prepared(
+    definition: StepDefinition, listings: Sequence[Sequence[FileItem]], cuts: Cuts = None
+) -> Iterator[Here]:
     """Plan a step, and fetch what its nodes would; what is written for that is removed at the end.
 
     Args:
         definition: of the step.
         listings: the files of each input.
+        cuts: see `plan_step`.
 
     Raises:
         DatasetError: an input or a side input cannot be had.
     """
     with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as name:
         folder = Path(name)
-        plan = plan_step(definition, scratch=folder / "inputs", listings=listings)
+        plan = plan_step(definition, scratch=folder / "inputs", listings=listings, cuts=cuts)
         with _as_a_node(definition, Fetched.of(definition, plan, listings), plan, folder) as node:
             yield Here(definition, plan, node, folder)
 

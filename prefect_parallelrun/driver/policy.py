@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from prefect_parallelrun.models import AttemptError
+from prefect_parallelrun.models import AttemptError, RunSummary
+from prefect_parallelrun.report.wording import counted
 
 MAX_LOST = 3
 """A mini-batch that was running on so many nodes when they were lost has failed: it takes nodes down."""
@@ -23,6 +24,9 @@ STARTUP_S = 120.0
 """A run may be so old before failed starts of processes alone end it (R89)."""
 STARTUP_FAILURES = 2
 """Failed starts that are tolerated until then, per process that is wanted (R89)."""
+
+NEAR_PERCENT = 80
+"""A threshold is near when so much of what is tolerated has failed."""
 
 ALIKE_LEAST = 10
 ALIKE_PER_PROCESS = 3
@@ -70,6 +74,16 @@ class Tally:
     items_succeeded: int
     items_failed: int
 
+    @classmethod
+    def of(cls, summary: RunSummary) -> Tally:
+        """Return where a run stands by what it came to, of all its sittings together."""
+        return cls(
+            mini_batches_succeeded=summary.mini_batches.succeeded,
+            mini_batches_failed=summary.mini_batches.failed,
+            items_succeeded=summary.items.succeeded,
+            items_failed=summary.items.failed,
+        )
+
 
 def exceeded(limits: Limits, tally: Tally, planned: int | None) -> str | None:
     """Return which threshold is exceeded, in words, or None.
@@ -78,12 +92,10 @@ def exceeded(limits: Limits, tally: Tally, planned: int | None) -> str | None:
     checked only then (R100). Strictly more than the threshold exceeds it.
     """
     if _over(tally.items_failed, limits.error_threshold):
-        return (
-            f"{_count(tally.items_failed, 'item')} failed; error_threshold={limits.error_threshold}"
-        )
+        return f"{counted(tally.items_failed, 'item')} failed; error_threshold={limits.error_threshold}"
     if _over(tally.mini_batches_failed, limits.allowed_failed_count):
         return (
-            f"{_count(tally.mini_batches_failed, 'mini-batch')} failed; "
+            f"{counted(tally.mini_batches_failed, 'mini-batch')} failed; "
             f"allowed_failed_count={limits.allowed_failed_count}"
         )
     if planned and limits.allowed_failed_percent is not None:
@@ -96,9 +108,49 @@ def exceeded(limits: Limits, tally: Tally, planned: int | None) -> str | None:
     return None
 
 
-def _count(number: int, noun: str) -> str:
-    plural = noun + ("es" if noun.endswith(("ch", "s")) else "s")
-    return f"{number:,} {noun if number == 1 else plural}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Near:
+    """A threshold that a run may soon exceed."""
+
+    threshold: str
+    """The setting, such as `error_threshold`."""
+    failed: int
+    tolerated: int
+    noun: str
+    """What has failed: `item` or `mini-batch`."""
+
+    def __str__(self) -> str:
+        return (
+            f"{counted(self.failed, self.noun)} failed, and {self.threshold} tolerates "
+            f"{self.tolerated:,}"
+        )
+
+
+def near(limits: Limits, tally: Tally, planned: int | None) -> list[Near]:
+    """Return the thresholds that are near, exceeded or not; one that tolerates nothing never is.
+
+    `planned` is the number of all mini-batches, where that is known.
+    """
+    if not tally.items_failed and not tally.mini_batches_failed:
+        return []
+    percent, of_all = limits.allowed_failed_percent, None
+    if percent is not None and planned is not None:
+        of_all = math.floor(planned * percent / 100)
+    settings = (
+        ("error_threshold", limits.error_threshold, tally.items_failed, "item"),
+        (
+            "allowed_failed_count",
+            limits.allowed_failed_count,
+            tally.mini_batches_failed,
+            "mini-batch",
+        ),
+        ("allowed_failed_percent", of_all, tally.mini_batches_failed, "mini-batch"),
+    )
+    return [
+        Near(threshold=name, failed=failed, tolerated=tolerated, noun=noun)
+        for name, tolerated, failed, noun in settings
+        if tolerated is not None and tolerated > 0 and 100 * failed >= NEAR_PERCENT * tolerated
+    ]
 
 
 def _over(failed: int, threshold: int | None) -> bool:
@@ -116,7 +168,7 @@ def verdict(limits: Limits, tally: Tally) -> str | None:
     given = (limits.error_threshold, limits.allowed_failed_count, limits.allowed_failed_percent)
     if tally.items_failed and all(threshold is None for threshold in given):
         return (
-            f"{_count(tally.items_failed, 'item')} failed, and no threshold is set: give error_threshold "
+            f"{counted(tally.items_failed, 'item')} failed, and no threshold is set: give error_threshold "
             "(items), allowed_failed_count or allowed_failed_percent (mini-batches) to tolerate some, "
             "or -1 to tolerate all"
         )
@@ -172,9 +224,9 @@ def init_failed(
     if ever_ready or age_s <= STARTUP_S or failures < tolerated:
         return None
     return (
-        f"no init() has succeeded in {age_s:.0f} seconds, and {_count(failures, 'start')} of worker "
-        f"processes failed (with {_count(node_count, 'node')} of "
-        f"{_count(processes_per_node, 'process')}, {tolerated:,} are enough)"
+        f"no init() has succeeded in {age_s:.0f} seconds, and {counted(failures, 'start')} of worker "
+        f"processes failed (with {counted(node_count, 'node')} of "
+        f"{counted(processes_per_node, 'process')}, {tolerated:,} are enough)"
     )
 
 
@@ -190,7 +242,7 @@ def init_stuck(*, stuck: int, processes: int, limit_s: float) -> str | None:
     if not stuck or stuck < processes:
         return None
     return (
-        f"import and init() did not end in {limit_s:g} seconds in any of {_count(processes, 'process')}; "
+        f"import and init() did not end in {limit_s:g} seconds in any of {counted(processes, 'process')}; "
         f"allowed are {INIT_TIMEOUTS} times run_invocation_timeout and {INIT_GRACE_S:g} seconds"
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from prefect_parallelrun import manifest
+from prefect_parallelrun import manifest, reuse
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.output.trouble import damaged_journal
+from prefect_parallelrun.output.upload import RemoteFolder
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
-from prefect_parallelrun.run_record import RUNNING, RunRecord
+from prefect_parallelrun.run_record import COMPLETED, RUNNING, RunRecord
 
-_FIRST_ATTEMPT = "SELECT min(started_at) FROM attempts"
+_FIRST_ATTEMPT = "SELECT min(started_at) FROM attempts WHERE started_at > 0"
 
 
 class NotResumable(OutputError):
@@ -48,7 +49,7 @@ def refuse_losses(paths: RunPaths, earlier: RunRecord) -> None:
         what = f"is gone or changed: {lost[0]}{others}"
     # After a kill nobody noted what was there in the end.
     elif (lost is None or earlier.state == RUNNING) and _emptied(
-        Path(earlier.output), first_attempt
+        Path(earlier.output), first_attempt or earlier.started_at.timestamp()
     ):
         what = "is gone: there is no file"
     else:
@@ -57,6 +58,17 @@ def refuse_losses(paths: RunPaths, earlier: RunRecord) -> None:
         f"run {earlier.run_id} cannot be gone on with: what its script wrote into {earlier.output} "
         f"{what}. Put it back, or start a new run (allow_reuse=False)"
     )
+
+
+def stands(paths: RunPaths, record: RunRecord, remote: RemoteFolder | None) -> bool:
+    """Return whether a run has nothing left to do: nothing failed, and its output is as the run left it.
+
+    Args:
+        paths: of the run.
+        record: as the last sitting left it.
+        remote: where the output goes, if that is another storage.
+    """
+    return record.state == COMPLETED and reuse.is_intact(paths.root, remote)
 
 
 def refuse_another_plan(earlier: RunRecord, grouping: str, plan: Plan) -> None:

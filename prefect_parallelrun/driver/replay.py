@@ -18,7 +18,7 @@ from prefect_parallelrun.driver.splitting import Part
 from prefect_parallelrun.errors import OutputError, refuse
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.run_record import RunRecord, kept_definition
+from prefect_parallelrun.run_record import RunRecord, kept_cuts, kept_definition
 
 
 def replay(
@@ -65,7 +65,8 @@ def replay(
             _tell_of_script(paths, definition, tell)
         definition.validate()
         listings = definition.list_inputs()
-        if reuse.grouping(definition, listings) != record.grouping:
+        cuts = kept_cuts(paths)
+        if reuse.grouping(definition, listings, cuts) != record.grouping:
             raise OutputError(
                 f"the inputs of run {record.run_id} are others than they were, so its mini-batches are too"
             )
@@ -76,7 +77,7 @@ def replay(
                     "replay with them as they are now"
                 )
             tell("files that the run reads changed since; they are taken as they are now")
-        with inline.prepared(definition, listings) as ready:
+        with inline.prepared(definition, listings, cuts) as ready:
             chosen = next(islice(ready.plan, mini_batch, None), None)
             if chosen is None:
                 count = len(ready.plan)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from prefect_parallelrun import reuse
 from prefect_parallelrun.definition import StepDefinition
@@ -11,7 +11,7 @@ from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.lock import driver_of
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.report.progress import Standing
+from prefect_parallelrun.report.observer import Observer
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.run_record import RunRecord, kept_definition
 
@@ -21,7 +21,7 @@ def resume(
     *,
     with_current_script: bool = False,
     log: Log,
-    on_progress: Callable[[str, Standing | None], None] | None = None,
+    observers: Sequence[Observer] = (),
 ) -> ParallelRunResult:
     """Go on with a run that failed, was cancelled or killed; what is done is not run again.
 
@@ -32,7 +32,7 @@ def resume(
         with_current_script: go on although the script has changed. The rows are then those of two
             scripts, and no step takes the run for its own any more.
         log: it gets what the driver's own log file gets.
-        on_progress: see `run_step`.
+        observers: see `run_step`.
 
     Raises:
         OutputError: the run completed, another driver is at work on it, its script or inputs are others
@@ -53,13 +53,15 @@ def resume(
     definition.validate()
     listings = definition.list_inputs()
     source = snapshot.digest(definition.config, leave_out=definition.left_out)
+    seen = list(reuse.data(definition, listings))
+    parts = reuse.fingerprint_parts(definition, source_sha256=source.sha256, seen=seen)
     # Where nothing was planned yet there is nothing to differ from.
-    if record.grouping and reuse.contents(definition, listings) != record.contents:
+    if record.grouping and reuse.contents_of(parts) != record.contents:
         raise OutputError(
             f"files that run {record.run_id} reads changed since, so that its rows would not be of one input: "
             "run the step again, which begins a new run"
         )
-    fingerprint = reuse.step_fingerprint(definition, source_sha256=source.sha256, listings=listings)
+    fingerprint = reuse.step_fingerprint(definition.name, parts)
     unchanged = fingerprint == record.fingerprint
     more = " --with-current-script" if with_current_script else ""
     return run_step(
@@ -70,7 +72,8 @@ def resume(
         source_sha256=source.sha256,
         log=log,
         listings=listings,
-        on_progress=on_progress,
+        seen=seen,
+        observers=observers,
         again=f"run `parallelrun resume {record.run_id}{more}` to go on",
     )
 

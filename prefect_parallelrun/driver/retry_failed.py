@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prefect_parallelrun import reuse
 from prefect_parallelrun.driver.run import AGAIN, Log, run_step
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.node import snapshot
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.report.overview import OnProgress
+from prefect_parallelrun.report.observer import Observer
 from prefect_parallelrun.report.summary import summarise
 from prefect_parallelrun.result import ParallelRunResult
-from prefect_parallelrun.run_record import RunRecord, kept_definition
+from prefect_parallelrun.run_record import RunRecord, kept_cuts, kept_definition
 
 
 def retry_failed(
-    paths: RunPaths, *, log: Log, on_progress: OnProgress | None = None
+    paths: RunPaths, *, log: Log, observers: Sequence[Observer] = ()
 ) -> ParallelRunResult:
     """Run again what failed in a run that has ended, and merge it into the run's output.
 
@@ -33,13 +35,15 @@ def retry_failed(
     definition = kept_definition(paths)
     definition.validate()
     listings = definition.list_inputs()
-    if reuse.grouping(definition, listings) != record.grouping:
+    if reuse.grouping(definition, listings, kept_cuts(paths)) != record.grouping:
         raise OutputError(
             f"the inputs of run {record.run_id} are others than they were, so it cannot be said "
             "which of them failed: run the step itself again"
         )
     source = snapshot.digest(definition.config, leave_out=definition.left_out)
-    fingerprint = reuse.step_fingerprint(definition, source_sha256=source.sha256, listings=listings)
+    seen = list(reuse.data(definition, listings))
+    parts = reuse.fingerprint_parts(definition, source_sha256=source.sha256, seen=seen)
+    fingerprint = reuse.step_fingerprint(definition.name, parts)
     unchanged = fingerprint == record.fingerprint
     return run_step(
         definition,
@@ -49,7 +53,8 @@ def retry_failed(
         source_sha256=source.sha256,
         log=log,
         listings=listings,
-        on_progress=on_progress,
+        seen=seen,
+        observers=observers,
         retry_missing=True,
         again=(
             AGAIN if unchanged else f"run `parallelrun retry-failed {record.run_id}` again to go on"

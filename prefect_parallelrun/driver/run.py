@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
@@ -19,9 +20,11 @@ from prefect_parallelrun.output.lock import LockLost, RunLock
 from prefect_parallelrun.output.trouble import explained
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.driver_log import driver_log
-from prefect_parallelrun.report.overview import OnProgress, Overview
+from prefect_parallelrun.report.observer import Observer, Observers
+from prefect_parallelrun.report.overview import Overview
 from prefect_parallelrun.report.readme import write_readme
 from prefect_parallelrun.result import ParallelRunResult
+from prefect_parallelrun.reuse import Seen
 from prefect_parallelrun.run_record import RunRecord
 
 AGAIN = "run the step again to go on"
@@ -40,9 +43,12 @@ def run_step(
     task_run: str | None = None,
     log: Log,
     listings: Sequence[Sequence[FileItem]] | None = None,
-    on_progress: OnProgress | None = None,
+    seen: Sequence[Seen] | None = None,
+    observers: Sequence[Observer] = (),
     watch: Callable[[], None] | None = None,
     retry_missing: bool | None = None,
+    completion: str | None = None,
+    bases: Sequence[RunPaths] = (),
     reuse_notes: tuple[str, ...] = (),
     again: str = AGAIN,
 ) -> ParallelRunResult:
@@ -57,10 +63,14 @@ def run_step(
         task_run: Prefect's id of the task run.
         log: the flow's log; it gets what the driver's own log file gets.
         listings: the files of each input, where they have been listed already.
-        on_progress: called with each stage and a few times a second while mini-batches run, in this thread.
+        seen: see `reuse.data`, of the same listings: what the fingerprint was made of.
+        observers: are told how the run gets on, in this thread; one that raises is told nothing more.
         watch: called several times a second, in this thread; ends the run by raising.
         retry_missing: whether mini-batches of which rows are missing (R16) are tried again; None:
             unless every failure is tolerated, since a script that leaves out rows may mean it.
+        completion: see `RunRecord.completion`; None: any.
+        bases: earlier runs with the same settings, newest first; of the first of which something still
+            holds, a new run takes that over (R202).
         reuse_notes: what is taken over of earlier runs, and why not more, for the log and the report.
         again: how a person goes on with the run if it does not complete.
 
@@ -79,12 +89,13 @@ def run_step(
             write_readme(paths)
         except OSError as error:
             run_log.warning("%s could not be written: %s", paths.readme, error)
+        observer = Observers(observers, run_log)
         overview = Overview(
             paths,
             step=definition.name,
             run_id=run_id,
             log=run_log,
-            on_progress=on_progress,
+            observer=observer,
             guard=lock.check,
         )
         sitting = Sitting(
@@ -93,14 +104,18 @@ def run_step(
             lock=lock,
             log=run_log,
             overview=held.enter_context(overview),
+            observer=observer,
             earlier=RunRecord.read(paths) if paths.record.exists() else None,
             record=_first_record(definition, paths, run_id, task_run),
             watch=watch,
+            completion=completion or uuid4().hex,
+            bases=bases,
             reuse_notes=reuse_notes,
             again=again,
         )
         try:
-            sitting.plan(listings, fingerprint, source_sha256)
+            held.enter_context(sitting.delivery.claimed(run_log))
+            sitting.plan(listings, seen, fingerprint, source_sha256)
             return sitting.run(retry_missing)
         except (LockLost, NotResumable):
             raise  # what is in the folder is not ours to touch

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import history, policy
 from prefect_parallelrun.driver.attempt_records import MISFIT
-from prefect_parallelrun.driver.bundle import Ended, Settled
+from prefect_parallelrun.driver.bundle import Settled, results
 from prefect_parallelrun.driver.cluster import Cluster
 from prefect_parallelrun.driver.events import (
     BundleEnded,
@@ -32,14 +32,15 @@ from prefect_parallelrun.errors import (
     EntryScriptError,
     ErrorThresholdExceeded,
 )
-from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch
+from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch, Outcome
 from prefect_parallelrun.output.columns import admission
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.planning import Plan
+from prefect_parallelrun.report.observer import Observer
 from prefect_parallelrun.report.overview import Overview
 from prefect_parallelrun.report.progress import RUNNING
-from prefect_parallelrun_runtime import channel, failures, messages
+from prefect_parallelrun_runtime import failures, messages
 
 TICK_S = 0.1
 """How long the driver waits for news before it looks at its limits, and whether it is to stop."""
@@ -71,6 +72,7 @@ class Schedule:
         writer: OutputWriter,
         log: logging.Logger,
         overview: Overview,
+        observer: Observer,
         watch: Callable[[], None] | None = None,
         first_node: int = 0,
     ) -> None:
@@ -84,6 +86,7 @@ class Schedule:
         self._writer = writer
         self._log = log
         self._overview = overview
+        self._observer = observer
         self._watch = watch
         self._first_node = first_node
         self._tracker = Tracker(
@@ -107,6 +110,9 @@ class Schedule:
         self._shutdown_failures: list[messages.Event] = []
         self._first_errors: set[tuple[str, str]] = set()
         self._warned = False
+        self._near: set[str] = set()
+        self._unheard: deque[Event] = deque()
+        """What has happened and is not handled yet: one event may end the run before the next."""
 
     @property
     def attempts(self) -> int:
@@ -149,6 +155,7 @@ class Schedule:
         try:
             self._cluster.start(self._settings, self._paths, self._fetched)
             self._log.info("Dask dashboard: %s", self._cluster.dashboard)
+            self._observer.cluster(self._cluster.dashboard)
             self._loop()
             gracefully = True
         finally:
@@ -158,6 +165,7 @@ class Schedule:
                 self._cluster.close(gracefully=gracefully)
             finally:
                 self._hear_the_last()
+                self._show(time.monotonic())
                 self._history.end(history.STOPPED if gracefully else history.CANCELLED)
 
     def _hear_the_last(self) -> None:
@@ -166,8 +174,10 @@ class Schedule:
         Of that only this still matters; the rest would act on a cluster that is closed, and hide why
         the run failed.
         """
-        for event in self._cluster.collect(0):
+        for event in [*self._unheard, *self._cluster.collect(0)]:
             match event:
+                case BundleEnded() if event.frames:
+                    self._keep(event)
                 case NodeJoined():
                     self._history.node_joined(event)
                 case NodeLost():
@@ -176,6 +186,21 @@ class Schedule:
                     self._news(event.event)
                 case NodeNews():
                     self._history.heard(event.event)
+
+    def _keep(self, event: BundleEnded) -> None:
+        """Write down what succeeded just before the run ended: it need not run again (R201).
+
+        What failed is left out: it would get fresh attempts, and what is told of why the run ended is
+        settled.
+        """
+        if not self._writer.has_room:
+            return
+        try:
+            ended = results(event.frames)
+            good = [one for one in ended if one[0]["outcome"] == Outcome.SUCCEEDED]
+            self._take(self._tracker.bundle_ended(event.number, good))
+        except Exception as error:  # it must not hide why the run ends
+            self._log.warning("What ended last could not be kept, and runs again: %s", error)
 
     def _why_nothing(self) -> str:
         done = self._tracker.mini_batches_succeeded
@@ -188,8 +213,9 @@ class Schedule:
                 self._waits.submitted(bundle, time.monotonic())
             if self._tracker.done:
                 return
-            for event in self._cluster.collect(TICK_S):
-                self._handle(event)
+            self._unheard.extend(self._cluster.collect(TICK_S))
+            while self._unheard:
+                self._handle(self._unheard.popleft())
             self._look_around()
 
     # -- events ------------------------------------------------------------------------------
@@ -216,15 +242,10 @@ class Schedule:
         if event.frames == b"":
             self._tracker.bundle_returned(event.number)
             return
-        self._settle(self._tracker.bundle_ended(event.number, _results(event.frames)))
+        self._settle(self._tracker.bundle_ended(event.number, results(event.frames)))
 
     def _settle(self, settled: list[Settled]) -> None:
-        if any(one.record.final for one in settled):
-            self._waits.done(time.monotonic())
-        for one in settled:
-            self._writer.add(one.record, one.data, one.columns)
-            if one.record.error is not None:
-                self._tell(one)
+        self._take(settled)
         if (extra := self._tracker.overlong) is not None and not self._warned:
             self._warned = True
             self._log.warning(
@@ -232,10 +253,20 @@ class Schedule:
                 self._definition.config.entry_script,
                 extra.index,
             )
+        self._warn_of_thresholds()
         if why := self._tracker.exceeded():
             raise ErrorThresholdExceeded(why)
         if why := self._tracker.hopeless():
             raise EntryScriptError(why)
+
+    def _take(self, settled: list[Settled]) -> None:
+        """Write attempts down that ended, and tell of those that failed."""
+        if any(one.record.final for one in settled):
+            self._waits.done(time.monotonic())
+        for one in settled:
+            self._writer.add(one.record, one.data, one.columns)
+            if one.record.error is not None:
+                self._tell(one)
 
     def _tell(self, one: Settled) -> None:
         """Log a failed attempt: the first of each kind to the flow as well."""
@@ -259,6 +290,16 @@ class Schedule:
             f" ({error.where})" if error.where else "",
             f"\nlog: {record.log_file}" if record.log_file else "",
         )
+        if record.final:
+            self._observer.mini_batch_failed(record)
+
+    def _warn_of_thresholds(self) -> None:
+        """Say once of each threshold that it is near; of a run that goes on, also if it was before."""
+        for near in policy.near(self._limits, self._tracker.tally, self.planned):
+            if near.threshold not in self._near:
+                self._near.add(near.threshold)
+                self._log.warning("%s", near)
+                self._observer.threshold_near(near.threshold, near.failed, near.tolerated)
 
     def _news(self, news: messages.Event) -> None:
         name = news["name"]
@@ -351,10 +392,3 @@ def _to_run(plan: Iterable[MiniBatch], done: Iterator[int]) -> Iterator[MiniBatc
             next_done = next(done, None)
         if next_done != mini_batch.index:
             yield mini_batch
-
-
-def _results(frames: bytes) -> list[Ended]:
-    """Return the results among a bundle's frames; the headers are decoded in one go, for speed."""
-    results = [frame for frame in channel.frames(frames) if frame.kind == channel.RESULT]
-    headers = json.loads(b"[" + b",".join([frame.header for frame in results]) + b"]")
-    return list(zip(headers, [frame.payload for frame in results], strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,10 +15,13 @@ from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
 from prefect_parallelrun.driver.accounts import Accounts
 from prefect_parallelrun.driver.delivery import Delivery
+from prefect_parallelrun.driver.early_end import cause_of, named, text_of, what_is_kept
+from prefect_parallelrun.driver.mini_batches import MiniBatches
 from prefect_parallelrun.driver.reopening import (
     NotResumable,
     refuse_another_plan,
     refuse_losses,
+    stands,
 )
 from prefect_parallelrun.driver.schedule import Schedule
 from prefect_parallelrun.driver.sources import Fetched
@@ -27,8 +29,6 @@ from prefect_parallelrun.driver.worker_settings import worker_settings
 from prefect_parallelrun.errors import (
     EntryScriptError,
     ErrorThresholdExceeded,
-    InitFailed,
-    NoProgress,
     ParallelRunError,
     RunCancelled,
 )
@@ -38,8 +38,9 @@ from prefect_parallelrun.output.lock import RunLock
 from prefect_parallelrun.output.trouble import explained
 from prefect_parallelrun.output.writer import OutputWriter
 from prefect_parallelrun.paths import RunPaths
-from prefect_parallelrun.planning import plan_step
+from prefect_parallelrun.planning import identities
 from prefect_parallelrun.report import failure
+from prefect_parallelrun.report.observer import Observer
 from prefect_parallelrun.report.overview import Overview
 from prefect_parallelrun.report.summary import closing_line
 from prefect_parallelrun.result import ParallelRunResult
@@ -49,8 +50,10 @@ from prefect_parallelrun.run_record import (
     RUNNING,
     RunRecord,
     keep_definition,
-    keep_listings,
 )
+
+_OF_ROWS = {"fingerprint", "source_sha256", "contents", "parts", "settings"}
+"""What a record says of the rows that there are."""
 
 
 @dataclass(kw_only=True)
@@ -62,15 +65,24 @@ class Sitting:
     lock: RunLock
     log: logging.Logger
     overview: Overview
+    observer: Observer
     earlier: RunRecord | None
     """As the last sitting left it; None in the first."""
     record: RunRecord
     watch: Callable[[], None] | None
     again: str
+    completion: str
+    """See `RunRecord.completion`; of this sitting, if it makes an output."""
+    bases: Sequence[RunPaths] = ()
+    """Earlier runs with the same settings, newest first, of which a new run may take something over."""
     reuse_notes: tuple[str, ...] = ()
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     _opened: bool = False
     """Whether it came as far as the journal; before, it leaves reports and record as it found them."""
+    _stood: bool = False
+    """Whether the run had nothing left to do when it began."""
+    _rows_since: datetime | None = None
+    """See `RunRecord.rows_since`, where it has rows that this sitting did not make."""
     _attempts: int = 0
     """Attempts that ended in it."""
 
@@ -96,6 +108,7 @@ class Sitting:
     def plan(
         self,
         listings: Sequence[Sequence[FileItem]] | None,
+        seen: Sequence[reuse.Seen] | None,
         fingerprint: str,
         source_sha256: str | None,
     ) -> None:
@@ -112,15 +125,27 @@ class Sitting:
             self.log.info("%s", note)
         if self.earlier is not None:
             refuse_losses(self.paths, self.earlier)  # before the output folder is made anew
+            self._stood = stands(self.paths, self.earlier, self.delivery.remote)
         self.delivery.check(self.record)
         if listings is None:
             self.overview.stage("listing the inputs")
             listings = self.definition.list_inputs()
+        if seen is None:
+            seen = list(reuse.data(self.definition, listings))
         self.overview.stage("planning")
-        self._plan = plan_step(self.definition, scratch=self.paths.inputs, listings=listings)
-        grouping = reuse.grouping(self.definition, listings)
+        ours = self._ours = MiniBatches(
+            self.definition,
+            self.paths,
+            listings,
+            seen,
+            self.earlier,
+            self.bases,
+            retry_missing=self.limits.error_threshold != -1,
+        )
+        for note in ours.notes:
+            self.log.info("%s", note)
         if self.earlier is not None:
-            refuse_another_plan(self.earlier, grouping, self._plan)
+            refuse_another_plan(self.earlier, ours.grouping, ours.plan)
         self.overview.stage("packing the source")
         draft = self.paths.source.with_suffix(".tmp")
         with explained(self.paths.journal):
@@ -136,23 +161,25 @@ class Sitting:
             raise NotResumable(
                 f"the source changed while run {self.record.run_id} was about to be gone on with"
             )
-        self._fetched = Fetched.of(self.definition, self._plan, listings)
-        for note in (*self._source.notes, *self._plan.notes):
+        if edited:
+            ours.forget_base("the source changed meanwhile")
+        self._fetched = Fetched.of(self.definition, ours.plan, listings)
+        for note in (*self._source.notes, *ours.plan.notes):
             self.log.info("%s", note)
-        self._seen = list(reuse.data(self.definition, listings))
         parts = reuse.fingerprint_parts(
-            self.definition, source_sha256=self._source.sha256, seen=self._seen
+            self.definition, source_sha256=self._source.sha256, seen=seen
         )
         self._planned: dict[str, object] = {
             "fingerprint": "" if edited else fingerprint,
             "source_sha256": self._source.sha256,
-            "grouping": grouping,
+            "grouping": ours.grouping,
+            "readers": identities.of_readers(ours.plan),
             "parts": parts,
-            "reuse": self.reuse_notes,
+            "settings": reuse.settings_fingerprint(self.definition, parts),
             "contents": reuse.contents_of(parts),
-            "kind": self._plan.kind,
-            "mini_batches": self._plan.known_count,
-            "items": self._plan.items,
+            "kind": ours.plan.kind,
+            "mini_batches": ours.plan.known_count,
+            "items": ours.plan.items,
         }
 
     def run(self, retry_missing: bool | None) -> ParallelRunResult:
@@ -160,6 +187,10 @@ class Sitting:
         if retry_missing is None:
             retry_missing = self.limits.error_threshold != -1
         self._look()
+        ours = self._ours
+        if ours.base is not None:
+            self.overview.stage(f"taking over what run {ours.base.run_id} has done")
+        ours.take_over(self.record, look=self._look, log=self.log)
         self.overview.stage("opening the journal")
         with OutputWriter(
             self.paths,
@@ -168,18 +199,18 @@ class Sitting:
             guard=self.lock.check,
             log=self.log,
         ) as writer:
-            self._begin()
-            if self.earlier is not None:
-                self.log.info(
-                    "resumed: %s mini-batches are done and are not run again",
-                    f"{writer.earlier.mini_batches:,}",
-                )
+            self._begin(writer)
+            done = f"{writer.earlier.mini_batches:,}"
+            if ours.base is not None:
+                self.log.info("taken over of run %s: %s mini-batches", ours.base.run_id, done)
+            elif self.earlier is not None:
+                self.log.info("resumed: %s mini-batches are done and are not run again", done)
             schedule = Schedule(
                 self.definition,
-                self._plan,
+                ours.plan,
                 worker_settings(
                     self.definition,
-                    self._plan,
+                    ours.plan,
                     run_id=self.record.run_id,
                     entry_script=self._source.entry_script,
                     destination=self.delivery.destination,
@@ -191,12 +222,14 @@ class Sitting:
                 writer=writer,
                 log=self.log,
                 overview=self.overview,
+                observer=self.observer,
                 watch=self._look,
                 first_node=self.paths.next_node(),
             )
-            self.accounts.begin(self._plan, schedule)
+            self.accounts.begin(ours.plan, schedule)
             try:
-                schedule.run()
+                with ours.noting(self.record):
+                    schedule.run()
             finally:
                 self._attempts = schedule.attempts
             return self._finish(writer, schedule)
@@ -209,30 +242,36 @@ class Sitting:
         if isinstance(error, ParallelRunError):
             error.run_id, error.logs_directory = self.record.run_id, str(self.paths.logs)
         elif isinstance(error, Exception):
-            self.log.error("The driver failed: %s", _named(error), exc_info=error)
+            self.log.error("The driver failed: %s", named(error), exc_info=error)
         ours = self._opened or self.earlier is None
+        if ours:
+            # First: whoever stops a process waits a few seconds for it, and reports can take as long.
+            self._leave(state)
         kept, summary = "", RunSummary(mini_batches=Counts(), items=Counts(), attempts=0, rows=0)
-        text = _text(error, kept, summary, self.paths)
+        text = text_of(error, kept, summary, self.paths)
         try:
             summary = self.accounts.add_up(self.record)
-            kept = self._kept(summary)
+            kept = what_is_kept(summary, self.again)
             if not self._opened:  # they are not of this sitting
                 summary = replace(
                     summary, errors=(), distinct_errors=0, errors_counted=0, missing_rows=0
                 )
-            text = _text(error, kept, summary, self.paths)
+            text = text_of(error, kept, summary, self.paths)
             if ours:
                 self._report(summary, state, failed=text)
         except Exception as unread:
             # A journal that cannot be read, or a fault of ours, must not hide why the run failed.
             self.log.error("The reports of the run could not be written: %s", unread, exc_info=True)
-        if ours:
-            self._leave(state)
         where = f"Start looking in {self.paths.job_result}, then in {self.paths.driver_log}"
         self.overview.end(state, f"{text}\n{where}")
         if cancelled or not isinstance(error, ParallelRunError):  # nobody may read its text
-            self.log.warning(" ".join(filter(None, [f"{state} ({_why(error)}).", kept])))
+            self.log.warning(" ".join(filter(None, [f"{state} ({cause_of(error)}).", kept])))
+        planned = self.accounts.planned(self.record)
+        ended = self.record.model_copy(update={"state": state, "mini_batches": planned})
+        self.observer.ended(ended, summary, result=None, failure=text)
         if not isinstance(error, ParallelRunError):
+            if cancelled:
+                error.add_note(text)  # a signal says nothing by itself
             raise error
         raise type(error)(
             text,
@@ -243,13 +282,25 @@ class Sitting:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def _begin(self, writer: OutputWriter) -> None:
         """Write down what the run is, now that there is a journal of it."""
+        base, kept = self._ours.base, writer.earlier.mini_batches or writer.earlier.parts
+        # First: whatever fails from here on, the record that is left must not make these rows younger.
+        if base is not None:
+            self._rows_since = base.oldest_rows_at
+        elif self.earlier is not None and kept:
+            self._rows_since = self.earlier.oldest_rows_at
         self._opened = True
         with explained(self.paths.journal):
             self.paths.source.with_suffix(".tmp").replace(self.paths.source)
-            keep_listings(self.paths, ((one.name, one.files) for one in self._seen))
-            self._write_down(RUNNING, **self._planned)
+            self._ours.write_down()
+            self._write_down(
+                RUNNING,
+                **self._planned,
+                base=self.record.base if base is None else base.run_id,
+                # A sitting that was told nothing leaves what was told before.
+                reuse=(*self.reuse_notes, *self._ours.notes) or self.record.reuse,
+            )
             if self.record.append_row_file_name is None:
                 # From here on the script changes its output; what it came to is noted at the end.
                 self.paths.manifest.unlink(missing_ok=True)
@@ -258,13 +309,14 @@ class Sitting:
         # Whatever the datasets and settings of a user raise when they are pickled.
         except Exception as error:
             self.log.debug("The step cannot be written down: %r", error)
+        self.observer.began(self.record)
 
     def _leave(self, state: str) -> None:
         """Write down how a sitting ended that did not complete."""
         changes: dict[str, object] = {}
         if self.earlier is not None and not self._attempts:
             # There are no rows of another source or input, so the run is still its step's.
-            changes = self.earlier.model_dump(include={"fingerprint", "source_sha256", "contents"})
+            changes = self.earlier.model_dump(include=_OF_ROWS)
         if self._opened and self.record.append_row_file_name is None:
             with self.accounts.at_no_cost("How the output looks"):
                 manifest.write(self.paths.root, self.delivery.destination, None)
@@ -281,7 +333,7 @@ class Sitting:
         self.overview.stage("writing the last rows")
         writer.flush()
         summary = self.accounts.add_up(self.record)
-        tally = _tally(summary)
+        tally = policy.Tally.of(summary)
         # Of all sittings together, while the schedule counts what this one tried.
         if why := (
             policy.verdict(self.limits, tally)
@@ -290,6 +342,7 @@ class Sitting:
             raise (ErrorThresholdExceeded if summary.items.succeeded else EntryScriptError)(why)
         self._look()
         self.lock.confirm()
+        self.delivery.confirm()
         changed = schedule.attempts > 0
         self.overview.stage("publishing the output")
         file = self.delivery.publish(writer, self.record, earlier=self.earlier, changed=changed)
@@ -311,7 +364,7 @@ class Sitting:
             mini_batches=summary.mini_batches,
             items=summary.items,
             attempts=summary.attempts,
-            reused=self.earlier is not None and not schedule.attempts,
+            reused=not schedule.attempts and not (self.earlier is None and self._ours.base is None),
             started_at=self.began,
             ended_at=datetime.now(UTC),
             logs_directory=str(self.paths.logs),
@@ -320,10 +373,16 @@ class Sitting:
         result = result.model_copy(update={"report": None if report is None else str(report)})
         with explained(self.paths.journal):
             manifest.write(self.paths.root, self.delivery.destination, file, uploaded=uploaded)
-            self._write_down(result.state, mini_batches=schedule.planned)
+            same = self._stood and not changed and self.record.completion
+            self._write_down(
+                result.state,
+                mini_batches=schedule.planned,
+                completion=self.record.completion if same else self.completion,
+            )
         told = f"{closing_line(summary)}; output: {result.append_row_file or result.output}"
         self.overview.end(result.state, told)
         self.log.info("%s: %s", result.state, told)
+        self.observer.ended(self.record, summary, result=result, failure=None)
         return result
 
     def _report(self, summary: RunSummary, state: str, *, failed: str | None) -> Path | None:
@@ -332,51 +391,6 @@ class Sitting:
         return self.accounts.report(summary, record, failed=failed)
 
     def _write_down(self, state: str, **changes: object) -> None:
-        self.record = self.record.model_copy(update={"state": state, **changes})
+        changes |= {"state": state, "rows_since": self._rows_since or datetime.now(UTC)}
+        self.record = self.record.model_copy(update=changes)
         self.record.write(self.paths)
-
-    def _kept(self, summary: RunSummary) -> str:
-        """Say what is kept of a run that did not complete, and how to go on; empty if nothing is."""
-        done, total = summary.mini_batches.succeeded, summary.mini_batches.total
-        if not done or not summary.items.succeeded:
-            return ""
-        are = "mini-batch is" if total == 1 else "mini-batches are"
-        text = f"{done:,} of {total:,} {are} done and kept"
-        if summary.items.failed:  # some of them may be of mini-batches that are done otherwise
-            text += f", with {summary.items.succeeded:,} of {summary.items.total:,} items"
-        return f"{text}: {self.again}"
-
-
-def _tally(summary: RunSummary) -> policy.Tally:
-    return policy.Tally(
-        mini_batches_succeeded=summary.mini_batches.succeeded,
-        mini_batches_failed=summary.mini_batches.failed,
-        items_succeeded=summary.items.succeeded,
-        items_failed=summary.items.failed,
-    )
-
-
-def _text(error: BaseException, kept: str, summary: RunSummary, paths: RunPaths) -> str:
-    """Say what ended a sitting, what is kept, and what the script's own errors were."""
-    if isinstance(error, ParallelRunError):
-        cause = str(error)
-    elif isinstance(error, Exception):
-        cause = f"the driver failed: {_named(error)}\nits stack trace: {paths.driver_error}"
-    else:
-        cause = f"the run was stopped from outside ({_why(error)})"
-    cause = "\n".join(filter(None, [cause, kept]))
-    of_starts = isinstance(error, InitFailed | NoProgress)
-    return failure.failure_text(summary, cause=cause, paths=paths, of_starts=of_starts)
-
-
-def _why(error: BaseException) -> str:
-    """Say in a few words what ended a sitting: a signal comes as an exception."""
-    if isinstance(error, KeyboardInterrupt):
-        return "Ctrl-C or SIGINT"
-    if isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM:
-        return "SIGTERM"
-    return str(error) if isinstance(error, ParallelRunError) else type(error).__name__
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

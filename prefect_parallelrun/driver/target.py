@@ -13,6 +13,9 @@ from typing import Any
 import dask
 import distributed
 
+from prefect_parallelrun.checks import COMPUTE_TARGET_BLOCK
+from prefect_parallelrun.driver import described
+from prefect_parallelrun.driver.described import Described
 from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
 
@@ -65,13 +68,14 @@ class Target:
 
     Args:
         target: None for a cluster of in-process Dask workers that ends with the run, the address of
-            a scheduler, or a Dask cluster object.
+            a scheduler, a Dask cluster object, or the name of a block that describes one.
         node_count: Dask workers of an embedded cluster.
         log: of the run.
         watch: called several times a second until the scheduler has answered; ends that by raising.
 
     Raises:
-        ClusterError: no scheduler answers there.
+        ClusterError: no scheduler answers there, or the cluster could not be started.
+        ConfigError: the block cannot be read.
         Exception: what `watch` raises.
     """
 
@@ -91,26 +95,32 @@ class Target:
         self._dask_log.setLevel(
             max(self._dask_level, logging.CRITICAL if target is None else logging.WARNING)
         )
-        with dask.config.set(DASK_SETTINGS):
-            self._own = _embedded(node_count) if target is None else None
-            if isinstance(target, str):
-                log.info("Connecting to the Dask scheduler at %s", target)
-            try:
-                self.client: distributed.Client = _connect(self._own or target, watch)
-            except BaseException as error:
-                self._close_own()
-                self._dask_log.setLevel(self._dask_level)
-                if not isinstance(error, OSError | ValueError):
-                    raise
-                raise ClusterError(
-                    f"compute_target={target!r}: no Dask scheduler answers there: {error}"
-                ) from error
-        self._scalable = self._own or target
-
-    @property
-    def embedded(self) -> bool:
+        self.embedded = target is None
         """Whether the Dask workers are threads of this process."""
-        return self._own is not None
+        self._end: Callable[[], object] | None = None
+        """Ends the cluster, if it began with this run."""
+        try:
+            with dask.config.set(DASK_SETTINGS):
+                found = self._find(target, node_count, watch)
+                self._end = found.end
+                if isinstance(found.place, str):
+                    log.info("Connecting to the Dask scheduler at %s", found.place)
+                self.client: distributed.Client = _connect(target, found, watch)
+        except BaseException:
+            self._close_own()
+            self._dask_log.setLevel(self._dask_level)
+            raise
+        self._scalable: Any = found.place
+        self._told = found.told
+
+    def _find(self, target: Any, node_count: int, watch: Callable[[], None] | None) -> Described:
+        """Return what the client connects to; started, where it is not there yet."""
+        if target is None:
+            cluster = _embedded(node_count)
+            return Described(place=cluster, end=lambda: cluster.close(timeout=10))
+        if isinstance(target, str) and target.startswith(COMPUTE_TARGET_BLOCK):
+            return described.find(target, log=self._log, watch=watch)
+        return Described(place=target)
 
     @property
     def is_lost(self) -> bool:
@@ -126,9 +136,9 @@ class Target:
     @property
     def dashboard(self) -> str:
         """Address of the Dask dashboard, or empty."""
-        if self._own is not None:
+        if self.embedded:
             # In process, Dask would name the host's address; but it listens on loopback.
-            scheduler: Any = self._own.scheduler
+            scheduler = self._scalable.scheduler
             return f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
         return str(self.client.dashboard_link or "")
 
@@ -187,8 +197,11 @@ class Target:
             there,
             wanted,
         )
-        if self._own is None:
-            cluster.scale(wanted)
+        if not self.embedded:
+            try:
+                cluster.scale(wanted)
+            except Exception as error:
+                self._log.warning("The Dask cluster cannot be scaled: %s", self._told(error))
             return
         with dask.config.set(DASK_SETTINGS):
             cluster.scale(wanted)
@@ -205,23 +218,32 @@ class Target:
             self._dask_log.setLevel(self._dask_level)
 
     def _close_own(self) -> None:
-        if self._own is not None:
-            self._own.close(timeout=10)
+        if self._end is not None:
+            self._end()
 
 
-def _connect(target: Any, watch: Callable[[], None] | None) -> _Client:
+def _connect(target: Any, found: Described, watch: Callable[[], None] | None) -> _Client:
     """Become a client of a scheduler.
 
     Raises:
-        OSError: nothing is there, or nothing that answers.
-        ValueError: that is no address.
+        ClusterError: nothing is there, or nothing that answers, or such a client cannot be made.
         Exception: what `watch` raises.
     """
-    client = _Client(target, set_as_default=False)  # type: ignore[no-untyped-call]
     try:
-        if not settled(client.connecting, CONNECT_S, watch):
-            raise TimeoutError(f"nothing for {CONNECT_S:g} seconds")
-        client.connecting.result()
+        client = _Client(  # type: ignore[no-untyped-call]
+            found.place, set_as_default=False, security=found.security, **found.client_kwargs
+        )
+    except Exception as error:
+        its = f"client_kwargs={dict(found.client_kwargs)!r}" + (" and tls_…" * bool(found.security))
+        raise ClusterError(
+            f"compute_target={target!r}: no Dask client can be made with {its}: {found.told(error)}"
+        ) from None
+    try:
+        is_settled = settled(client.connecting, CONNECT_S, watch)
+        wrong = client.connecting.exception() if is_settled else None
+        if wrong is not None or not is_settled:
+            why = f"nothing for {CONNECT_S:g} seconds" if wrong is None else found.told(wrong)
+            raise ClusterError(f"compute_target={target!r}: no Dask scheduler answers there: {why}")
     except BaseException:
         client.connecting.cancel()
         # Now: at the end of the process its loop stands still, and the client would wait for it.

@@ -1,14 +1,38 @@
-"""Waiting for the event loop of the Dask client in the driver's thread, which goes on being watched."""
+"""Waiting, in a thread that goes on being watched, for what another thread does."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 LOOK_S = 0.1
 """How often whoever watches is asked."""
+
+T = TypeVar("T")
+
+
+def begun(make: Callable[[], T], thread: str) -> concurrent.futures.Future[T]:
+    """Begin what may take long in a thread of its own, which nothing stops and the end of Python leaves.
+
+    Args:
+        make: what is done, in the context of the caller: Prefect keeps runs and settings there.
+        thread: its name.
+    """
+    done: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            done.set_result(make())
+        except BaseException as error:
+            done.set_exception(error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name=thread, daemon=True).start()
+    return done
 
 
 def settled(

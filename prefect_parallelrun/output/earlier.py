@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from operator import itemgetter
 
@@ -74,11 +76,9 @@ def read_earlier(journal: Journal, *, retry_missing: bool) -> Earlier:
     if retry_missing:
         for mini_batch, succeeded, failed in journal.select(_MISSING_OF_WHOLE):
             missing[mini_batch, None] = succeeded, failed
-    again = parts.keys() | {mini_batch for mini_batch, _ in missing}
     ((mini_batches,),) = journal.select(_MINI_BATCHES)
     ((items_succeeded, items_failed, rows),) = journal.select(_ITEMS)
-    return Earlier(
-        mini_batches=mini_batches - len(again),
+    found = Earlier(
         items=int(items_succeeded) - sum(succeeded for succeeded, _ in missing.values()),
         items_failed=int(items_failed) - sum(failed for _, failed in missing.values()),
         # Of what rows are missing, there are as many as items that succeeded.
@@ -86,3 +86,20 @@ def read_earlier(journal: Journal, *, retry_missing: bool) -> Earlier:
         parts=parts,
         missing=missing,
     )
+    return replace(found, mini_batches=mini_batches - len(unfinished(found)))
+
+
+def done(journal: Journal, earlier: Earlier) -> Iterator[int]:
+    """Yield the index of every mini-batch with nothing left to do, ascending.
+
+    Args:
+        journal: of the run.
+        earlier: what `read_earlier` made of it.
+    """
+    again = unfinished(earlier)
+    return (index for index in journal.done() if index not in again)
+
+
+def unfinished(earlier: Earlier) -> set[int]:
+    """Return the mini-batches of which something is done, and something left to do."""
+    return {*earlier.parts, *(mini_batch for mini_batch, _ in earlier.missing)}

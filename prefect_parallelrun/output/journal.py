@@ -63,7 +63,7 @@ SELECT attempts,
     mini_batches_reused + (SELECT total(succeeded AND reused) FROM split),
     items, items_succeeded, items_failed, items_reused, rows, missing_rows, errors, distinct_errors
 FROM (
-    SELECT count(*) AS attempts,
+    SELECT total({schema.OWN}) AS attempts,
         total(final AND stop IS NULL) AS mini_batches,
         total(final AND stop IS NULL AND outcome = 'succeeded') AS mini_batches_succeeded,
         total(final AND stop IS NULL AND outcome = 'succeeded' AND id <= :resumed_after)
@@ -127,12 +127,13 @@ class Totals(NamedTuple):
     """Sums over the journal; those of items and mini-batches over what is settled."""
 
     attempts: int
+    """Of this run: what it took over of another was tried there."""
     mini_batches: int
     """One that was split counts once, when all of its items are settled."""
     mini_batches_succeeded: int
     """Of one that was split, at least one item."""
     mini_batches_reused: int
-    """Part of those that succeeded: settled before this sitting."""
+    """Part of those that succeeded: settled before this sitting, or in the run that they are taken over of."""
     items: int
     items_succeeded: int
     items_failed: int
@@ -193,6 +194,12 @@ class Journal:
         values = {"resumed_after": self._resumed_after()}
         (row,) = self.select(_TOTALS, values)
         return Totals(*map(int, row))
+
+    def taken_over(self) -> int:
+        """Return how many items are settled as another run had settled them."""
+        query = f"SELECT total(items_total) FROM attempts WHERE final = 1 AND NOT {schema.OWN}"
+        ((items,),) = self.select(query)
+        return int(items)
 
     def segments(self, order: Order) -> Iterator[tuple[int, int]]:
         """Yield (offset, length) in bytes of all rows in the partial file; neighbours in one."""

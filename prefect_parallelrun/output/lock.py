@@ -10,12 +10,14 @@ import tempfile
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.output.trouble import explained
@@ -54,10 +56,12 @@ class Owner:
     """When the process began, in clock ticks since the machine did: process numbers are used again."""
     since: str
     """UTC, when it took the lock."""
+    run: str = ""
+    """That it works on."""
 
     @classmethod
-    def this_process(cls) -> Owner:
-        """Describe the process that asks."""
+    def this_process(cls, run: str) -> Owner:
+        """Describe the process that asks, and that works on a run."""
         return cls(
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
@@ -66,6 +70,7 @@ class Owner:
             pid=os.getpid(),
             started=_start_of(os.getpid()) or 0,
             since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+            run=run,
         )
 
     def lives(self, silent_s: float) -> bool:
@@ -87,21 +92,19 @@ class Owner:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
 
-class RunLock:
-    """The right to work on a run folder, from `with` to its end; a thread keeps it fresh.
+class DriverLock(ABC):
+    """The right of one driver to something, from `with` to its end; a thread keeps it fresh.
 
     Args:
-        paths: of the run; its folder is there.
-
-    Raises:
-        OutputError: on entering: another driver has it, or the file system has no locks.
+        file: the lock file; its folder is there, and nothing else is called so.
+        run: that the driver works on.
     """
 
-    def __init__(self, paths: RunPaths) -> None:
+    def __init__(self, file: Path, run: str) -> None:
         self.before: Owner | None = None
         """The driver that had the lock and is dead; None where none had it."""
-        self._paths = paths
-        self._owner = Owner.this_process()
+        self._file = file
+        self._owner = Owner.this_process(run)
         self._ended = threading.Event()
         self._lost: str | None = None
         self._touched = _now()
@@ -109,19 +112,20 @@ class RunLock:
             target=self._keep_fresh, name="parallelrun-heartbeat", daemon=True
         )
 
-    def __enter__(self) -> RunLock:
-        """Take the lock, also from a driver that is dead."""
+    def __enter__(self) -> Self:
+        """Take the lock, also from a driver that is dead.
+
+        Raises:
+            OutputError: another driver has it, or the file system has no locks.
+            OSError: the lock file cannot be read or written.
+        """
         with self._alone() as file:
             self.before, silent_s = _read(file), self._silent_s(file)
             if self.before is not None and self.before.lives(silent_s):
-                raise OutputError(
-                    f"run {self._paths.root.name} is being worked on by another driver: "
-                    f"{self.before}, last heard of {silent_s:.0f} seconds ago. Wait until it has "
-                    "ended and run the step again, or give the step allow_reuse=False for a run of "
-                    f"its own. (The run folder is {self._paths.root}.)"
-                )
+                raise self._taken(f"{self.before}, last heard of {silent_s:.0f} seconds ago")
             _write(file, json.dumps(asdict(self._owner)).encode())
-        _held.add(self._owner.token)
+            # Before another thread of this process can look at the file.
+            _held.add(self._owner.token)
         self._touched = _now()
         self._thread.start()
         return self
@@ -138,30 +142,41 @@ class RunLock:
         self._thread.join(HEARTBEAT_S)
         with suppress(OSError, OutputError), self._alone() as file:
             if _read(file) == self._owner:
-                _write(file, b"")
+                self._let_go(file)
 
     def check(self) -> None:
         """Raise if the lock is lost; cheap, and to be called often.
 
         Raises:
-            LockLost: another driver has taken the run over.
+            OutputError: another driver has taken it over.
         """
         if _now() - self._touched > _DOUBT_S:
             self._look()
         if self._lost is not None:
-            raise LockLost(
-                f"this driver did not run for a while, and {self._lost}: it stops, and leaves the "
-                f"run folder {self._paths.root} as it is"
-            )
+            raise self._succeeded(f"this driver did not run for a while, and {self._lost}")
 
     def confirm(self) -> None:
         """Raise if the lock is lost, by looking: before what cannot be taken back.
 
         Raises:
-            LockLost: another driver has taken the run over.
+            OutputError: another driver has taken it over.
         """
         self._look()
         self.check()
+
+    # -- of each kind ------------------------------------------------------------------------
+
+    @abstractmethod
+    def _taken(self, driver: str) -> OutputError:
+        """Build the error for a lock that another driver has."""
+
+    @abstractmethod
+    def _succeeded(self, how: str) -> OutputError:
+        """Build the error for a lock that another driver took over."""
+
+    @abstractmethod
+    def _let_go(self, file: int) -> None:
+        """Leave the lock file to the next driver, while nobody else looks at it."""
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -172,7 +187,7 @@ class RunLock:
     def _look(self) -> None:
         """See whether the lock is still ours, and say that we live."""
         try:
-            with self._paths.lock.open("rb") as file:
+            with self._file.open("rb") as file:
                 owner = _read(file.fileno())
                 if owner == self._owner:
                     os.utime(file.fileno())
@@ -183,16 +198,19 @@ class RunLock:
             return
         except OSError:
             return  # a file system that hesitates; if it does so for long, others take over
-        self._lost = f"another one took the run over ({owner or 'which has ended since'})"
+        self._lost = f"another one took over ({owner or 'which has ended since'})"
 
     @contextmanager
     def _alone(self) -> Iterator[int]:
         """Open the lock file while no other driver reads or writes it."""
-        with explained(self._paths.journal), ExitStack() as undo:
-            file = os.open(self._paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            undo.callback(os.close, file)  # and unlocked by that
-            self._exclude_others(file)
-            yield file
+        while True:
+            with ExitStack() as undo:
+                file = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                undo.callback(os.close, file)  # and unlocked by that
+                self._exclude_others(file)
+                if self._file.exists() and os.fstat(file).st_nlink:  # not removed meanwhile
+                    yield file
+                    return
 
     def _exclude_others(self, file: int) -> None:
         deadline = time.monotonic() + _CHECK_S
@@ -207,18 +225,52 @@ class RunLock:
                     time.sleep(0.01)
         except OSError as error:
             raise OutputError(
-                f"the run folder {self._paths.root} cannot be locked, so that two drivers could "
-                f"work on it at once: {error}. Choose a run root on another file system "
+                f"{self._file} cannot be locked, so that two drivers could work on the same at once: "
+                f"{error}. Choose a run root on another file system "
                 "(PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT)"
             ) from error
 
     def _silent_s(self, file: int) -> float:
         """Return the age of the last heartbeat by the clock of the file system, which may be a server's."""
-        with tempfile.TemporaryFile(dir=self._paths.root) as touched:
+        with tempfile.TemporaryFile(dir=self._file.parent) as touched:
             touched.write(b"\n")
             touched.flush()
             now = os.fstat(touched.fileno()).st_mtime
         return max(0.0, now - os.fstat(file).st_mtime)
+
+
+class RunLock(DriverLock):
+    """The right to work on a run folder.
+
+    Args:
+        paths: of the run; its folder is there.
+    """
+
+    def __init__(self, paths: RunPaths) -> None:
+        super().__init__(paths.lock, paths.root.name)
+        self._paths = paths
+
+    def __enter__(self) -> Self:
+        """Take the lock, also from a driver that is dead.
+
+        Raises:
+            OutputError: another driver has it, or the run folder cannot be written.
+        """
+        with explained(self._paths.journal):
+            return super().__enter__()
+
+    def _taken(self, driver: str) -> OutputError:
+        return OutputError(
+            f"run {self._paths.root.name} is being worked on by another driver: {driver}. Wait until it "
+            "has ended and run the step again, or give the step allow_reuse=False for a run of its own, "
+            f"and another output where it names one. (The run folder is {self._paths.root}.)"
+        )
+
+    def _succeeded(self, how: str) -> OutputError:
+        return LockLost(f"{how}: it stops, and leaves the run folder {self._paths.root} as it is")
+
+    def _let_go(self, file: int) -> None:
+        _write(file, b"")  # the file stays: by it a run folder is known
 
 
 def driver_of(paths: RunPaths) -> Owner | None:

@@ -8,6 +8,7 @@ something new is written down.
 from __future__ import annotations
 
 import base64
+import bisect
 import hashlib
 import io
 import json
@@ -90,38 +91,46 @@ class ParquetColumns:
 
     def __init__(self, earlier: Iterable[tuple[str, int]]) -> None:
         """Begin with what is in the journal: see `Journal.columns`."""
-        self._columns = _all(earlier)
+        self._columns = known(earlier)
         self._seen: dict[bytes, int] = {}
 
-    def admit(self, text: str, place: int, data: bytes) -> str | None:
+    def admit(self, text: str, place: int, data: bytes | None) -> str | None:
         """Return the text if it tells something new of the run's schema, which the journal must keep.
+
+        Args:
+            text: what a mini-batch tells of its columns.
+            place: of the mini-batch, in input order.
+            data: its rows; None: they were accepted before.
 
         Raises:
             Misfit: some value has a type that does not go with the column's.
         """
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        # Where there are no rows, nothing else could tell it to a run that takes them over.
+        rowless = data == b""
         before = self._seen.get(digest)
         if before is not None and before <= place:
-            return None
+            return text if rowless else None
         new = _merged(self._columns, _columns(text, place), data)
         told = new != self._columns
         self._columns = new
         if len(self._seen) >= _SEEN_MOST:
             self._seen.clear()
         self._seen[digest] = place
-        return text if told else None
+        return text if told or rowless else None
 
 
 def run_schema(earlier: Iterable[tuple[str, int]]) -> pa.Schema:
     """Return the schema of the output file, from what the journal has: see `Journal.columns`."""
-    columns = _all(earlier)
+    columns = known(earlier)
     names = sorted(columns, key=lambda name: columns[name].places[()])
     schema = pa.schema([columns[name].field(name) for name in names])
     dtypes = {name: dtype for name in names if (dtype := columns[name].dtype) is not None}
     return schema.with_metadata({b"pandas": _pandas_metadata(schema, dtypes)}) if dtypes else schema
 
 
-def _all(earlier: Iterable[tuple[str, int]]) -> Columns:
+def known(earlier: Iterable[tuple[str, int]]) -> Columns:
+    """Return what the journal has of the columns: see `Journal.columns`."""
     columns: Columns = {}
     for text, place in earlier:
         columns = _merged(columns, _columns(text, place), None)
@@ -218,18 +227,22 @@ def _why(name: str, known: Column, column: Column, data: bytes) -> str:
 
 
 def _first(name: str, data: bytes, *, beyond: bool) -> tuple[int, Any] | None:
-    """Return the first element with a value, or with one that is beyond what floats say, and the value."""
+    """Return the first element with a value, or with one that makes the column wide, and the value."""
     rows = 0
     for table in parquet_file.tables(io.BytesIO(data)):
         values = table.column(name)
-        fitting = pc.is_valid(values)
-        if beyond and pa.types.is_integer(values.type):
-            fitting = pc.greater(pc.abs(values), arrow_types.EXACT)
-        at = pc.index(fitting, True).as_py()
-        if at >= 0:
+        at = _first_wide(values) if beyond else pc.index(pc.is_valid(values), True).as_py()
+        if 0 <= at < len(values):
             return rows + at, values[at].as_py()
-        rows += table.num_rows
+        rows += len(values)
     return None
+
+
+def _first_wide(values: pa.ChunkedArray) -> int:
+    """Return which element makes the column wide; how many there are, if none does."""
+    return bisect.bisect_left(
+        range(len(values)), True, key=lambda at: arrow_types.is_wide(values.slice(0, at + 1))
+    )
 
 
 def _is_of(kind: pa.DataType, dtype: str) -> bool:

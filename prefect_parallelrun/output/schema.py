@@ -10,11 +10,16 @@ from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.output.trouble import damaged_journal, explained
 from prefect_parallelrun.paths import RunPaths
 
-VERSION = 3
+VERSION = 4
 """Counts up with every change that an older reader would misread."""
 
 FAILED = "final = 1 AND (outcome <> 'succeeded' OR items_failed > 0)"
 """What settled items of which some failed; in a query, these words make it use its own index."""
+
+TAKEN_OVER = 0
+"""The number of an attempt that another run made, of which this one took over what it had done (R202)."""
+OWN = f"attempt > {TAKEN_OVER}"
+"""What this run itself has tried."""
 
 _TABLES = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -59,6 +64,8 @@ CREATE INDEX superseded ON attempts (mini_batch) WHERE final = 0;
 # kept only where it differs from the first of its kind in `errors`; `offset` and `length` (bytes)
 # only where rows are in the partial file. The unique index is the last guard of R200: what is
 # settled twice is refused by the database itself. The others hold little, as few attempts fail.
+# What was taken over of another run comes first, without node, process and times, which are in its
+# own folder.
 
 _NETWORK = (
     "nfs",
@@ -84,7 +91,11 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     with explained(path):
         _refuse_cut(path)
         connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, timeout=30.0
+            path.absolute().as_uri(),
+            uri=True,  # so that `attach` can name one
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=30.0,
         )
         try:
             if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
@@ -114,10 +125,8 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     if not path.exists():
         raise OutputError(f"there is no journal {path}: nothing was run in this folder")
     with explained(path):
-        # Where nothing can be written, SQLite could not even make its lock; then nobody writes either.
-        lockable = os.access(path.parent, os.W_OK) or _size(_log_of(path))
         connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?{'mode=ro' if lockable else 'immutable=1'}",
+            _for_reading(path),
             uri=True,
             isolation_level=None,
             check_same_thread=False,
@@ -129,6 +138,11 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
     return connection
+
+
+def attach(connection: sqlite3.Connection, path: Path, name: str) -> None:
+    """Let the queries of a connection read another journal too, one that has been opened before."""
+    connection.execute(f"ATTACH ? AS {name}", (_for_reading(path),))
 
 
 def check(connection: sqlite3.Connection, path: Path) -> None:
@@ -143,6 +157,12 @@ def check(connection: sqlite3.Connection, path: Path) -> None:
         raise damaged_journal(path, str(found))
 
 
+def _for_reading(path: Path) -> str:
+    # Where nothing can be written, SQLite could not even make its lock; then nobody writes either.
+    lockable = os.access(path.parent, os.W_OK) or _size(_log_of(path))
+    return f"{path.absolute().as_uri()}?{'mode=ro' if lockable else 'immutable=1'}"
+
+
 def _refuse_cut(path: Path) -> None:
     """Refuse what SQLite would make the best of: it begins another, or takes zeros for what is gone."""
     size, logged, rows = map(_size, (path, _log_of(path), RunPaths(path.parent).partial))
@@ -155,6 +175,11 @@ def _refuse_cut(path: Path) -> None:
             page = int.from_bytes(file.read(18)[16:], "big")
         if page > 1 and size % page:  # 1 stands for 64 kB
             raise damaged_journal(path, f"it ends within a page, at {size:,} bytes")
+
+
+def files(path: Path) -> list[Path]:
+    """Return a journal and what SQLite may keep beside it."""
+    return [path, *(Path(f"{path}-{suffix}") for suffix in ("wal", "shm", "journal"))]
 
 
 def _log_of(path: Path) -> Path:

@@ -20,6 +20,10 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
+class NotTaken(OutputError):
+    """An earlier run cannot be read, or is damaged; nothing was taken over of it."""
+
+
 @contextmanager
 def explained(journal: Path) -> Iterator[None]:
     """Turn what the system or SQLite raises into an OutputError that says how to go on."""
@@ -55,6 +59,18 @@ def explain(journal: Path, error: BaseException) -> OutputError:
     )
     failure.__cause__ = error
     return failure
+
+
+@contextmanager
+def as_base(base: RunPaths) -> Iterator[None]:
+    """Turn what is raised while an earlier run is read into a NotTaken that says what is wrong with it."""
+    try:
+        yield
+    except OutputError as error:
+        # What follows is how to go on with that run.
+        raise NotTaken(str(error).partition(". ")[0]) from error
+    except (OSError, sqlite3.Error) as error:
+        raise NotTaken(f"{base.root} cannot be read: {error}") from error
 
 
 def damaged_journal(journal: Path, what: str) -> OutputError:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.models import AttemptRecord, NodeRecord, Outcome, ProcessRecord
-from prefect_parallelrun.output import publication
+from prefect_parallelrun.output import earlier, publication
 from prefect_parallelrun.output.descriptors import sync_folder, write_all
-from prefect_parallelrun.output.earlier import read_earlier
 from prefect_parallelrun.output.journal import Journal, Order
 from prefect_parallelrun.output.recorder import Entry, Recorder
 from prefect_parallelrun.output.trouble import KEPT, damaged_partial, explain, explained
@@ -85,7 +84,7 @@ class OutputWriter:
             self._recorder.resume()
             self.journal = undo.enter_context(Journal(paths.journal))
             """For reading, from any thread; it shows what is committed."""
-            self.earlier = read_earlier(self.journal, retry_missing=retry_missing)
+            self.earlier = earlier.read_earlier(self.journal, retry_missing=retry_missing)
             """What earlier sittings have done, as it was when this one began."""
             undo.pop_all()
         self._changed = threading.Condition()
@@ -122,12 +121,8 @@ class OutputWriter:
             self._log.error("%s", error)
 
     def done(self) -> Iterator[int]:
-        """Yield the index of every mini-batch that need not run, ascending.
-
-        Those of which `earlier` has something left to do are not among them.
-        """
-        again = self.earlier.parts.keys() | {index for index, _ in self.earlier.missing}
-        return (index for index in self.journal.done() if index not in again)
+        """Yield the index of every mini-batch that need not run, ascending."""
+        return earlier.done(self.journal, self.earlier)
 
     def add(self, record: AttemptRecord, data: bytes = b"", columns: str | None = None) -> None:
         """Take in an attempt that ended; of a final success its rows too, if rows are kept.
@@ -146,6 +141,12 @@ class OutputWriter:
             self._queued_bytes += len(data) + _ATTEMPT_BYTES
             if self._idle or self._queued_bytes >= _ROUND_BYTES:
                 self._changed.notify_all()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether what is added now is neither waited for nor refused."""
+        with self._changed:
+            return self._failure is None and self._queued_bytes < QUEUE_BYTES
 
     def note(self, record: NodeRecord | ProcessRecord) -> None:
         """Take in what is known of a node or a worker process now; it takes the place of what was."""

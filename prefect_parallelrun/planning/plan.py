@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from prefect_parallelrun.planning.cut import Cut, Piece
 from prefect_parallelrun.planning.file_cuts import cut_files
 from prefect_parallelrun.planning.key_cuts import cut_files_by_key, cut_table_by_key, with_constants
 from prefect_parallelrun.planning.outline import Outline, outline
+from prefect_parallelrun.planning.regroup import Sizes
 from prefect_parallelrun.planning.table_cuts import cut_table
 
 
@@ -29,14 +30,20 @@ class Plan:
         """What an item is: a file, a row, or a mini-batch without input."""
         self.reuse: Reuse | None = None
         """What would be reused, and why not more; None for the plan of a run, which knows it already."""
+        self.note: Callable[[MiniBatch], None] | None = None
+        """Gets each mini-batch before it is handed out."""
 
     def __iter__(self) -> Iterator[MiniBatch]:
         index = 0
         for place, cut in enumerate(self._cuts):
             input_index = -1 if self.kind == "rank" else place
             for items, size, work in cut.pieces():
-                yield MiniBatch(index, input_index, items, size, work)
+                one = MiniBatch(index, input_index, items, size, work)
+                if self.note is not None:
+                    self.note(one)
+                yield one
                 index += 1
+        self._count = index
 
     def __len__(self) -> int:
         """Return the number of mini-batches; where only reading tells it, after one pass over the input."""
@@ -89,6 +96,7 @@ def make_plan(
     scratch: Path,
     partition_keys: Sequence[str] | None = None,
     rank_mini_batch_count: int | None = None,
+    cuts: Sequence[Sizes | None] | None = None,
 ) -> Plan:
     """Return the plan for a step's inputs; each is cut separately (R47).
 
@@ -101,6 +109,7 @@ def make_plan(
         scratch: Folder for DataFrames, which the worker processes read from there.
         partition_keys: Each combination of their values is one mini-batch, instead (R102).
         rank_mini_batch_count: So many mini-batches of nothing; inputs do not count then (R105).
+        cuts: Of each input of files, how it was cut before, where that is kept (R202).
 
     Raises:
         ConfigError: the inputs are of two kinds, or the size or the keys do not suit them.
@@ -116,7 +125,7 @@ def make_plan(
             "inputs", list(inputs), "all must be FileDatasets, or all TabularDatasets"
         )
     _check_paths(inputs, listings)
-    cuts = [
+    made = [
         _cut_by_key(dataset, files, partition_keys)
         if partition_keys is not None
         else _cut_by_size(
@@ -124,10 +133,11 @@ def make_plan(
             files,
             mini_batch_size,
             scratch / f"{place}-{dataset.name or 'table'}.parquet",
+            None if cuts is None else cuts[place],
         )
         for place, (dataset, files) in enumerate(zip(inputs, listings, strict=True))
     ]
-    return Plan(cuts, kinds.pop())
+    return Plan(made, kinds.pop())
 
 
 def _check_paths(inputs: Sequence[Dataset], listings: Sequence[Sequence[FileItem]]) -> None:
@@ -139,12 +149,16 @@ def _check_paths(inputs: Sequence[Dataset], listings: Sequence[Sequence[FileItem
 
 
 def _cut_by_size(
-    dataset: Dataset, files: Sequence[FileItem], size: int | str | None, frame_file: Path
+    dataset: Dataset,
+    files: Sequence[FileItem],
+    size: int | str | None,
+    frame_file: Path,
+    kept: Sizes | None,
 ) -> Cut:
     if isinstance(dataset, TabularDataset):
         cut = cut_table(dataset, files, sizes.bytes_per_mini_batch(size), frame_file)
         return cut if dataset.partitions is None else with_constants(cut, dataset.partitions)
-    return cut_files(files, sizes.files_per_mini_batch(size))
+    return cut_files(files, sizes.files_per_mini_batch(size), kept)
 
 
 def _cut_by_key(dataset: Dataset, files: Sequence[FileItem], keys: Sequence[str]) -> Cut:

@@ -8,6 +8,7 @@ from pathlib import Path
 from prefect_parallelrun.datasets.dataset import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.planning.plan import Plan, make_plan
+from prefect_parallelrun.planning.regroup import Sizes
 
 
 def plan_step(
@@ -15,6 +16,7 @@ def plan_step(
     *,
     scratch: Path,
     listings: Sequence[Sequence[FileItem]] | None = None,
+    cuts: Sequence[Sizes | None] | None = None,
 ) -> Plan:
     """Return how a step's inputs are cut.
 
@@ -22,6 +24,7 @@ def plan_step(
         definition: of the step.
         scratch: folder for DataFrames, made where there are any.
         listings: what `definition.list_inputs()` returned, where it has been called already.
+        cuts: of a run that is there already, `run_record.kept_cuts`.
 
     Raises:
         DatasetError: an input cannot be read.
@@ -33,4 +36,5 @@ def plan_step(
         partition_keys=definition.config.partition_keys,
         scratch=scratch,
         rank_mini_batch_count=definition.options.rank_mini_batch_count,
+        cuts=cuts,
     )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from prefect_parallelrun.output import schema
 from prefect_parallelrun.output.journal import Journal
 
 Numbers = npt.NDArray[np.float64]
@@ -35,7 +36,7 @@ SELECT group_concat(
         THEN min(CAST(cpu_s / {_TIME_S} AS INTEGER) + 1, {_MOST}) ELSE 0 END)
     || ({_LEAST} + min(CAST(load_s / {_TIME_S} AS INTEGER), {_MOST}))
     || ({_LEAST} + items_succeeded), '')
-FROM attempts WHERE id > :after AND id <= :last
+FROM attempts WHERE id > :after AND id <= :last AND {schema.OWN}
 """
 
 
@@ -61,7 +62,7 @@ class Attempts(NamedTuple):
 
 
 def pages(journal: Journal, origin: float) -> Iterator[Attempts]:
-    """Yield all attempts; times are seconds since `origin`, itself in seconds since the epoch."""
+    """Yield all attempts of the run itself; times are seconds since `origin`, itself in seconds since the epoch."""
     matrix, width = _matrix()
     ((last,),) = journal.select("SELECT coalesce(max(id), 0) FROM attempts")
     for after in range(0, last, _PAGE):

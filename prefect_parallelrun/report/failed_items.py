@@ -48,7 +48,8 @@ def write_failed_items(paths: RunPaths, journal: Journal, items_of: ItemsOf, *, 
     for all of them: `item` is null, `count` says how many failed, and `candidates` are the items among
     which they are. `input` is the number of the step's input, from 0. For part of a table's mini-batch
     `rows` are its first row and the one after its last, counted from 0 in the mini-batch; else null.
-    `log_files` are those of the process: stack traces, standard error, standard output.
+    `log_files` are those of the process: stack traces, standard error, standard output. Rows that are
+    missing of what was taken over of another run have no attempts here, neither node nor process.
     """
     paths.failed_items.unlink(missing_ok=True)
     written = 0

@@ -13,7 +13,7 @@ from prefect_parallelrun.output.error_shapes import SHAPES, shape
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.replaced import replaced
 from prefect_parallelrun.report.summary import errors_line
-from prefect_parallelrun.report.wording import visible
+from prefect_parallelrun.report.wording import counted, visible
 
 _ITEMS_SHOWN = 5
 _LINE = 500
@@ -35,8 +35,8 @@ def failure_text(
         parts.append(f"{errors_line(summary)}\nall of them: {paths.error_summary}")
     if summary.missing_rows:
         parts.append(
-            f"{summary.missing_rows:,} items failed because run() returned fewer elements than "
-            f"its mini-batch has items; which mini-batches: {paths.failed_items}"
+            f"{counted(summary.missing_rows, 'item')} failed because run() returned fewer elements "
+            f"than its mini-batch has items; which mini-batches: {paths.failed_items}"
         )
     if len(parts) == 1:
         parts.append(f"the log of the run: {paths.driver_log}")

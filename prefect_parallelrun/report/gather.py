@@ -10,6 +10,7 @@ from typing import Any
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.models import RunSummary
+from prefect_parallelrun.output import schema
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report import attempt_arrays, timeline, usage
@@ -25,10 +26,10 @@ from prefect_parallelrun.run_record import RUNNING, RunRecord, kept_definition
 _SLOWEST = 20
 _ITEMS = 3
 """So many items of each of them are named."""
-_SLOW = """
+_SLOW = f"""
 SELECT mini_batch, attempt, node, process, elapsed_s, run_s,
     CASE WHEN cpu_s >= 0 AND started_at > 0 THEN cpu_s END, outcome, first, stop
-FROM attempts WHERE final = 1 ORDER BY elapsed_s DESC LIMIT ?
+FROM attempts WHERE final = 1 AND {schema.OWN} ORDER BY elapsed_s DESC LIMIT ?
 """
 _ENDS = """
 SELECT reason, count(*) FROM processes
@@ -136,7 +137,7 @@ def _of_journal(
         told["process_usage"] = usage.process_usage(paths, nodes, axis)
     if not record.reuse:
         with _making(unmade, "reuse"):
-            told["reuse"] = _reuse(journal, summary)
+            told["reuse"] = _reuse(journal, summary, record.base)
     return {**told, **_told(axis, throughput, durations)}
 
 
@@ -154,7 +155,7 @@ def _shares(
     journal: Journal, lanes: Lanes, axis: Axis, processes_started: int
 ) -> timeline.Shares | None:
     """Return what adds up the timeline; None where there is little enough to draw all of it."""
-    ((attempts,),) = journal.select("SELECT count(*) FROM attempts")
+    ((attempts,),) = journal.select(f"SELECT count(*) FROM attempts WHERE {schema.OWN}")
     if max(attempts, processes_started) > timeline.SINGLE or lanes.wide:
         return timeline.Shares(lanes, axis)
     return None
@@ -207,10 +208,11 @@ def _told(axis: Axis, throughput: Throughput, durations: Durations) -> dict[str,
     }
 
 
-def _reuse(journal: Journal, summary: RunSummary) -> list[str]:
+def _reuse(journal: Journal, summary: RunSummary, base: str | None) -> list[str]:
     """Say what was not run again in the last sitting, where its command did not say so itself."""
     ((tried, again),) = journal.select(_TRIED)
     again = int(again)
+    items = journal.taken_over()
     done = summary.mini_batches.reused
     if not done and not again:
         return []
@@ -219,7 +221,8 @@ def _reuse(journal: Journal, summary: RunSummary) -> list[str]:
         (again, "run again, as they had failed in earlier sittings"),
         (tried - again, "run for the first time"),
     )
-    return [f"{count:,} of the mini-batches were {what}" for count, what in said if count]
+    sentences = [f"{count:,} of the mini-batches were {what}" for count, what in said if count]
+    return [f"{items:,} items were taken over of run {base}", *sentences] if items else sentences
 
 
 def _slowest(journal: Journal, items_of: ItemsOf | None, *, files: bool) -> list[Slow]:

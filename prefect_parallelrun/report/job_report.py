@@ -15,6 +15,7 @@ from typing import Any
 
 from prefect_parallelrun.cells import in_one_cell
 from prefect_parallelrun.models import NodeRecord, ProcessRecord
+from prefect_parallelrun.output import schema
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.replaced import replaced
@@ -80,7 +81,7 @@ _NOTHING: _Sums = (0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, 0.0)
 
 # SQLite makes the lines, but for the message: `csv` would take twice as long for a million of them,
 # most of it for the decimals. What stands here between quotes holds no comma, quote or end of a line.
-_ATTEMPTS = """
+_ATTEMPTS = f"""
 SELECT printf('%d,%d,%s,%s,%s,%d,%d,%d,%.6f,%s,%.6f,%.6f,%s,%s,',
         a.mini_batch, a.attempt, a.node, a.process,
         CASE WHEN a.started_at > 0 THEN strftime('%Y-%m-%dT%H:%M:%fZ', a.started_at, 'unixepoch') END,
@@ -88,7 +89,7 @@ SELECT printf('%d,%d,%s,%s,%s,%d,%d,%d,%.6f,%s,%.6f,%.6f,%s,%s,',
         CASE WHEN a.cpu_s >= 0 THEN printf('%.6f', a.cpu_s) END, a.run_s, a.load_s,
         a.outcome, e.category),
     e.type || ': ' || coalesce(a.message, e.message),
-    CASE WHEN a.final THEN ',"{""final"": true, ""rows"": ' ELSE ',"{""final"": false, ""rows"": ' END
+    CASE WHEN a.final THEN ',"{{""final"": true, ""rows"": ' ELSE ',"{{""final"": false, ""rows"": ' END
         || a.rows
         || CASE WHEN a.stop IS NULL THEN ''
             ELSE ', ""part"": [' || a.first || ', ' || a.stop || ']' END
@@ -96,27 +97,35 @@ SELECT printf('%d,%d,%s,%s,%s,%d,%d,%d,%.6f,%s,%.6f,%.6f,%s,%s,',
             ELSE ', ""items"": ' || replace(a.items_sample, '"', '""') END
         || CASE WHEN a.log_file IS NULL THEN ''
             ELSE ', ""log_file"": ' || replace(json_quote(a.log_file), '"', '""') END
-        || '}"' || char(10)
-FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error ORDER BY a.id
+        || CASE WHEN {schema.OWN} THEN ''
+            ELSE ', ""taken_over_of"": ' || replace(json_quote(:base), '"', '""') END
+        || '}}"' || char(10)
+FROM attempts AS a LEFT JOIN errors AS e ON e.id = a.error WHERE {schema.OWN} OR a.final ORDER BY a.id
 """
-_SUMS = """
+_SUMS = f"""
 SELECT node, process, count(*), sum(outcome <> 'succeeded'),
     sum(final AND outcome = 'succeeded' AND stop IS NULL),
     sum(items_total), sum(final * items_succeeded), sum(final * items_failed),
     total(elapsed_s), total(max(cpu_s, 0)), total(run_s), total(load_s)
-FROM attempts GROUP BY node, process
+FROM attempts WHERE {schema.OWN} GROUP BY node, process
 """
 
 
-def write_job_report(paths: RunPaths, journal: Journal) -> None:
+def write_job_report(paths: RunPaths, journal: Journal, *, base: str | None = None) -> None:
     """Write one table of the attempts, one of the worker processes and one of the nodes.
 
-    The figures of processes and nodes are sums over the rows of their attempts. Each file is
-    replaced in one step; memory does not grow with the number of attempts.
+    The figures of processes and nodes are sums over the rows of their attempts. What was taken over of
+    another run is in the first table only, without node and process, which that run's own has. Each
+    file is replaced in one step; memory does not grow with the number of attempts.
+
+    Args:
+        paths: of the run.
+        journal: of the run.
+        base: the run of which mini-batches were taken over.
     """
     with replaced(paths.processed_mini_batches) as file:
         file.write(",".join(ATTEMPT_COLUMNS) + "\n")
-        file.writelines(_attempts(journal))
+        file.writelines(_attempts(journal, base))
     sums: dict[tuple[str, str], _Sums] = {
         (node, process): tuple(figures) for node, process, *figures in journal.select(_SUMS)
     }
@@ -125,9 +134,9 @@ def write_job_report(paths: RunPaths, journal: Journal) -> None:
     _write(paths.node_summary, NODE_COLUMNS, _node_rows(journal.nodes(), processes, sums))
 
 
-def _attempts(journal: Journal) -> Iterator[str]:
+def _attempts(journal: Journal, base: str | None) -> Iterator[str]:
     """Yield one line per attempt, in the order in which they ended."""
-    for head, message, detail in journal.select(_ATTEMPTS):
+    for head, message, detail in journal.select(_ATTEMPTS, {"base": base}):
         if message is None:
             yield head + detail
         else:

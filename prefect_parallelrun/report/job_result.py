@@ -23,6 +23,7 @@ def write_job_result(
     output: str | None,
     started_at: datetime,
     ended_at: datetime,
+    base: str | None = None,
     failure: str | None = None,
     unwritten: Sequence[str] = (),
 ) -> Path:
@@ -37,6 +38,7 @@ def write_job_result(
         output: the output folder, or its URL.
         started_at: UTC, when the sitting began.
         ended_at: UTC.
+        base: the run of which mini-batches were taken over.
         failure: the text of `failure_text`, if it failed.
         unwritten: other files that could not be written, and why.
     """
@@ -48,7 +50,7 @@ def write_job_result(
         f"ended: {_time(ended_at)} (after {(ended_at - started_at).total_seconds():,.1f} seconds)",
         closing_line(summary),
         f"{account(summary.mini_batches)} (mini-batches)",
-        *_reused(summary),
+        *_reused(summary, base),
         f"attempts: {summary.attempts:,}",
         f"rows: {summary.rows:,}",
         f"output: {output or 'none'}",
@@ -85,11 +87,12 @@ def _is_of(path: Path, began: datetime) -> bool:
     return path.exists() and path.stat().st_mtime >= began.timestamp()
 
 
-def _reused(summary: RunSummary) -> list[str]:
+def _reused(summary: RunSummary, base: str | None) -> list[str]:
     if not summary.items.reused and not summary.mini_batches.reused:
         return []
+    taken = "" if base is None else f"taken over of run {base}, or done "
     return [
-        f"of these before the run was resumed: {summary.items.reused:,} (items), "
+        f"of these {taken}before the run was resumed: {summary.items.reused:,} (items), "
         f"{summary.mini_batches.reused:,} (mini-batches)"
     ]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.report.observer import Observer
 from prefect_parallelrun.report.progress import Standing, clock
 from prefect_parallelrun.report.wording import visible
 
@@ -33,8 +34,7 @@ BEAT_S = 0.5
 END_S = 5.0
 """How long the end of a sitting waits for a disk that does not take the last lines."""
 
-OnProgress = Callable[[str, Standing | None], None]
-"""Called in the driver's thread with the stage of the sitting, and where the run stands if it runs."""
+_NOBODY = Observer()
 
 
 class Overview:
@@ -48,7 +48,7 @@ class Overview:
         step: name of the step.
         run_id: of the run.
         log: of the run; gets a few of the lines.
-        on_progress: see `OnProgress`; if it fails it is not called any more.
+        observer: is told the stage of the sitting, and where the run stands if it runs.
         guard: raises when the run folder is not this driver's any more; then nothing more is written.
         monotonic: the clock for durations, in seconds.
         utc: the clock that people read.
@@ -61,14 +61,14 @@ class Overview:
         step: str,
         run_id: str,
         log: logging.Logger,
-        on_progress: OnProgress | None = None,
+        observer: Observer = _NOBODY,
         guard: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
         utc: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._paths = paths
         self._log = log
-        self._on_progress = on_progress
+        self._observer = observer
         self._guard = guard
         self._monotonic = monotonic
         self._utc = utc
@@ -138,13 +138,7 @@ class Overview:
         self._show()
 
     def _show(self) -> None:
-        if self._on_progress is None:
-            return
-        try:
-            self._on_progress(self._stage, self._standing)
-        except Exception as error:
-            self._on_progress = None
-            self._log.warning("Progress is shown no more: %r", error, exc_info=True)
+        self._observer.progress(self._stage, self._standing)
 
     def _say(self, text: str) -> None:
         now = self._utc()

@@ -88,6 +88,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "counted": wording.counted,
         "grouped": lambda number: f"{number:,}",
         "duration": wording.duration,
         "moment": wording.moment,

@@ -78,8 +78,8 @@ def entries(paths: RunPaths) -> Iterator[Entry]:
     )
     yield entry(
         paths.processed_mini_batches,
-        "A table of all attempts of all sittings: node, process, items, times, outcome, error. Written "
-        "at the end of each sitting.",
+        "A table of all attempts of all sittings: node, process, items, times, outcome, error; and of "
+        "what was taken over of another run. Written at the end of each sitting.",
     )
     yield entry(
         paths.process_summary, "The same, added up by worker process; how each started and ended."

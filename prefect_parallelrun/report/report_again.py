@@ -16,7 +16,13 @@ from prefect_parallelrun.report.failure import kept_process_errors
 from prefect_parallelrun.report.gather import gather
 from prefect_parallelrun.report.page import write_report
 from prefect_parallelrun.report.summary import summarise, with_process_errors
-from prefect_parallelrun.run_record import RUNNING, RunRecord, kept_definition, kept_listing
+from prefect_parallelrun.run_record import (
+    RUNNING,
+    RunRecord,
+    kept_cuts,
+    kept_definition,
+    kept_listing,
+)
 
 INTERRUPTED = "Interrupted"
 """What a run is called here of which the driver is gone before its end."""
@@ -63,7 +69,7 @@ def _items_of(paths: RunPaths, record: RunRecord) -> ItemsOf | None:
         listings = [
             list(kept_listing(paths, f"input {place}")) for place in range(len(definition.inputs))
         ]
-        plan = plan_step(definition, scratch=paths.inputs, listings=listings)
+        plan = plan_step(definition, scratch=paths.inputs, listings=listings, cuts=kept_cuts(paths))
     except (OSError, ValueError, ParallelRunError):
         return None  # an older run, or a folder of which something is lost
 

@@ -24,13 +24,14 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from prefect_parallelrun.report.observer import Observer
 from prefect_parallelrun.report.progress import RUNNING, Standing, clock, pace
 
 REDRAW_S = 0.1
 """How often the rows are drawn anew."""
 
 
-class TerminalBar:
+class TerminalBar(Observer):
     """A row of progress on standard error where that is a terminal; nothing elsewhere.
 
     Several may be there at once, also in several threads.
@@ -69,7 +70,7 @@ class TerminalBar:
         """Whether there is a terminal that it is drawn on."""
         return self._row is not None
 
-    def show(self, stage: str, standing: Standing | None) -> None:
+    def progress(self, stage: str, standing: Standing | None) -> None:
         """Draw where the run stands; see `overview.Overview` for the stages."""
         if self._row is not None:
             _screen.update(self._row, stage, standing)
@@ -90,15 +91,18 @@ class _Screen:
         """Begin a row; None where standard error is no terminal that can redraw one."""
         with self._lock:
             if self._rows is None:
-                if not _is_terminal(sys.stderr):
+                file = _real(sys.stderr)
+                if not _is_terminal(file):
                     return None
-                console = Console(file=sys.stderr)
+                console = Console(file=file)
                 if not console.is_interactive:
                     return None
                 rows = _Rows(console=console)
-                rows.start()
+                with ExitStack() as above:
+                    _write_above(above, rows.above, self._lock)
+                    rows.start()
+                    self._above = above.pop_all()
                 self._rows = rows
-                _write_above(self._above, rows.above, self._lock)
                 threading.Thread(
                     target=self._redraw, args=(rows,), name="parallelrun-bar", daemon=True
                 ).start()
@@ -133,16 +137,16 @@ class _Screen:
             rows.update(row, ended=True)
             last = rows.make_tasks_table([task for task in rows.tasks if task.id == row])
             rows.remove_task(row)
-            with ExitStack() as ending:
-                if not rows.tasks:
-                    self._rows = None
-                    rows.ended.set()
-                    ending.callback(rows.stop)
-                    ending.callback(rows.write_above)
-                    ending.enter_context(self._above)
+            try:
                 rows.write_above()
                 if kept:
                     rows.console.print(last)
+            finally:
+                if not rows.tasks:
+                    self._rows = None
+                    rows.ended.set()
+                    with self._above:  # to its end: as long as there are rows, nobody else writes
+                        rows.stop()
 
 
 class _Rows(Progress):
@@ -241,23 +245,41 @@ _COLUMNS: tuple[tuple[int, ProgressColumn], ...] = (
 class _Above:
     """Stands for a stream to the terminal: whole lines come to stand above the rows, with the next redraw.
 
-    An unfinished line waits for its end, as what comes after it could not be put beside it.
+    An unfinished line waits for its end, as what comes after it could not be put beside it. Where there
+    are no rows, what comes goes straight to the terminal: a handler of logging, or a `print()` that
+    waits for the lock, may hold this for longer than the rows are there.
     """
 
-    def __init__(self, file: TextIO, lines: list[str], lock: threading.RLock) -> None:
-        self._file = file
-        self._lines = lines
+    def __init__(self, file: TextIO, lock: threading.RLock) -> None:
+        self.file = file
         self._lock = lock
+        self._lines: list[str] | None = None
         self._begun: list[str] = []
+        self._ended_line = False
         self._process = os.getpid()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
+        return getattr(self.file, name)
+
+    def begin(self, lines: list[str]) -> None:
+        """From now on put lines here."""
+        self._lines, self._ended_line, self._process = lines, False, os.getpid()
+
+    def end(self) -> None:
+        """The rows are gone: let go of the unfinished line, and write straight to the terminal."""
+        self._lines = None
+        if self._begun:
+            self._ended_line = True
+            self.file.write("".join([*self._begun, "\n"]))
+            self._begun.clear()
 
     def write(self, text: str) -> int:
         if self._is_elsewhere:
-            return self._file.write(text)
+            return self.file.write(text)
         with self._lock:
+            if self._lines is None:
+                self._write_through(text)
+                return len(text)
             whole, newline, begun = text.rpartition("\n")
             if newline:
                 self._lines.append("".join([*self._begun, whole]))
@@ -265,6 +287,12 @@ class _Above:
             if begun:
                 self._begin(begun)
         return len(text)
+
+    def _write_through(self, text: str) -> None:
+        if self._ended_line:  # maybe by a `print()` whose own end of the line comes now
+            self._ended_line = False
+            text = text.removeprefix("\n")
+        self.file.write(text)
 
     def _begin(self, text: str) -> None:
         """Go on with the unfinished line; what a carriage return lets it write over is gone."""
@@ -279,19 +307,19 @@ class _Above:
 
     def flush(self) -> None:
         """Do nothing where there are rows: the next redraw is soon."""
-        if self._is_elsewhere:
-            self._file.flush()
+        if self._is_elsewhere or self._lines is None:
+            self.file.flush()
 
     @property
     def _is_elsewhere(self) -> bool:
         """Whether this is a forked process, in which nobody draws anything."""
         return os.getpid() != self._process
 
-    def end(self) -> None:
-        """Let go of the unfinished line."""
-        with self._lock:
-            if self._begun:
-                self.write("\n")
+
+_stand_ins: list[_Above] = []
+"""One for each stream that was ever stood for, and never given up: `print()`, at least that of Python
+3.11, has no reference of its own to the `sys.stdout` that it writes to, and crashes the process if that
+goes away meanwhile (it did)."""
 
 
 def _write_above(held: ExitStack, lines: list[str], lock: threading.RLock) -> None:
@@ -300,11 +328,12 @@ def _write_above(held: ExitStack, lines: list[str], lock: threading.RLock) -> No
     A handler of logging keeps the stream that it found when it was made, so each is given the new one.
     """
     for name in ("stdout", "stderr"):
-        file: TextIO = getattr(sys, name)
+        file: TextIO = _real(getattr(sys, name))
         if not _is_terminal(file):
             continue
-        stand_in = _Above(file, lines, lock)
+        stand_in = _stand_in(file, lock)
         above = cast("TextIO", stand_in)
+        stand_in.begin(lines)
         setattr(sys, name, above)
         held.callback(_put_back, sys, name, above, file)
         for handler in _handlers():
@@ -316,6 +345,20 @@ def _write_above(held: ExitStack, lines: list[str], lock: threading.RLock) -> No
                 handler.stream = above
                 held.callback(_put_back, handler, "stream", above, file)
         held.callback(stand_in.end)
+
+
+def _stand_in(file: TextIO, lock: threading.RLock) -> _Above:
+    """Return what stands for a stream, the same as before where it was stood for."""
+    for known in _stand_ins:
+        if known.file is file:
+            return known
+    _stand_ins.append(_Above(file, lock))
+    return _stand_ins[-1]
+
+
+def _real(stream: Any) -> Any:
+    """Return a stream itself where it is one that stands for it, which somebody has kept and put back."""
+    return stream.file if isinstance(stream, _Above) else stream
 
 
 def _is_terminal(file: TextIO | None) -> bool:

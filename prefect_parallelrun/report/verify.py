@@ -22,7 +22,7 @@ from prefect_parallelrun.output.upload import RemoteFolder
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun.report.parquet_difference import parquet_difference
 from prefect_parallelrun.report.summary import closing_line, summarise
-from prefect_parallelrun.run_record import RUNNING, RunRecord, kept_definition
+from prefect_parallelrun.run_record import RUNNING, RunRecord, kept_cuts, kept_definition
 
 _SHOWN = 5
 """So many mini-batches of one fault are named; the others are counted."""
@@ -68,7 +68,8 @@ class Verification:
     findings: tuple[str, ...]
     """What does not hold, each in a sentence; empty: all holds."""
     closing: str
-    """What came in and what became of it: `in 1,000 = out 988 + failed 12 (items)`."""
+    """What came in and what became of it: `in 1,000 = out 988 + failed 12 (items)`; and what was taken over
+    of another run."""
 
 
 def verify(paths: RunPaths) -> Verification:
@@ -102,7 +103,10 @@ def _verify(paths: RunPaths, record: RunRecord, journal: Journal) -> Verificatio
         _failed_items(journal, record, paths),
         _input(record, paths),
     )
-    return Verification(findings=tuple(findings), closing=closing_line(summary))
+    closing = closing_line(summary)
+    if taken := journal.taken_over():
+        closing += f", of which {taken:,} are taken over of run {record.base}"
+    return Verification(findings=tuple(findings), closing=closing)
 
 
 def _mini_batches(journal: Journal, record: RunRecord) -> Iterator[str]:
@@ -278,7 +282,7 @@ def _input(record: RunRecord, paths: RunPaths) -> Iterator[str]:
     if not paths.definition.exists():
         return
     try:
-        definition = kept_definition(paths)
+        definition, cuts = kept_definition(paths), kept_cuts(paths)
     except OutputError as error:
         _logger.warning("The input was not checked: %s", error)
         return
@@ -294,7 +298,7 @@ def _input(record: RunRecord, paths: RunPaths) -> Iterator[str]:
     files = sum(map(len, listings))
     if record.kind == "file" and record.items is not None and files != record.items:
         yield f"The input has {files:,} files now; the run had {record.items:,}."
-    elif record.grouping and reuse.grouping(definition, listings) != record.grouping:
+    elif record.grouping and reuse.grouping(definition, listings, cuts) != record.grouping:
         yield "The input has other files, or other contents of tables, than the run had."
     elif record.contents not in ("", contents):
         yield "A file of the input, or of a side input, was changed since the run."

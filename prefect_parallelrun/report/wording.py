@@ -54,6 +54,12 @@ def _digits(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def counted(number: int, noun: str) -> str:
+    """Write how many there are: `1 item`, `1,849 items`, `2 mini-batches`, `3 processes`."""
+    plural = noun + ("es" if noun.endswith(("ch", "s")) else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def moment(at: float) -> str:
     """Write a moment, given in seconds since the epoch: `2026-11-22 11:26:39 UTC`."""
     return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC"

@@ -40,14 +40,20 @@ def play(cluster, server, tmp_path):
     """Return a function that plays a round and fails if a promise was broken, or no fault hit."""
 
     def call(seed: int, shape: Shape, *kinds: Kind, mini_batches: int = 160, **more) -> Outcome:
-        plan = make_plan(
-            seed, kinds=kinds, all_of_them=True, shape=shape, mini_batches=mini_batches, **more
-        )
-        cluster.wait_whole()
-        outcome = Round(plan, cluster, tmp_path / plan.name, server).run()
-        assert outcome.verdict.good, "\n".join(told(outcome))
-        assert Counter(fault.kind for fault in outcome.faults) == Counter(kinds)
-        return outcome
+        # On a busy machine a round may be over before the last fault is due, and tells too little then.
+        for once_more in range(3):
+            plan = make_plan(
+                seed + 1000 * once_more, kinds=kinds, all_of_them=True, shape=shape,
+                mini_batches=mini_batches, **more,
+            )  # fmt: skip
+            cluster.wait_whole()
+            outcome = Round(plan, cluster, tmp_path / plan.name, server).run()
+            assert outcome.verdict.good, "\n".join(told(outcome))
+            hit = Counter(fault.kind for fault in outcome.faults)
+            if hit == Counter(kinds):
+                return outcome
+            assert hit < Counter(kinds), hit
+        raise AssertionError(f"of {kinds} only {hit} hit, three times")
 
     return call
 

@@ -209,6 +209,7 @@ def black_hole(mute):
     return f"tcp://127.0.0.1:{mute.getsockname()[1]}"
 
 
+@pytest.mark.timed
 def test_what_never_answers_is_given_up(run, numbers, black_hole, monkeypatch):
     """R205: connecting has a limit, and the error names compute_target; no thread is left waiting."""
     monkeypatch.setattr(target, "CONNECT_S", 1.0)
@@ -218,12 +219,13 @@ def test_what_never_answers_is_given_up(run, numbers, black_hole, monkeypatch):
     with pytest.raises(ClusterError) as caught:
         run(ALL_FAIL, numbers, compute_target=black_hole)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5, "took longer"
     assert f"compute_target={black_hole!r}" in str(caught.value)
     assert "nothing for 1 seconds" in str(caught.value)
     assert threading.active_count() <= before + 1  # Dask keeps one for its offloaded work
 
 
+@pytest.mark.timed
 def test_connecting_can_be_cancelled(run, numbers, black_hole):
     """R205: `watch` is asked while nobody answers."""
     began = time.monotonic()
@@ -235,7 +237,7 @@ def test_connecting_can_be_cancelled(run, numbers, black_hole):
     with pytest.raises(Stop):
         run(ALL_FAIL, numbers, compute_target=black_hole, watch=watch)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5, "took longer"
 
 
 CONNECTING = """
@@ -261,6 +263,7 @@ def test_an_interrupted_process_does_not_linger_for_a_scheduler(mute, black_hole
             process.kill()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("own", [True, False])
 def test_a_cancellation_is_heard_while_shutdown_runs(run, numbers, tmp_path, own):
     """R205: no `shutdown()` is waited for then; what raised ends the run, and no process is left."""
@@ -302,11 +305,12 @@ def test_a_cancellation_is_heard_while_shutdown_runs(run, numbers, tmp_path, own
                 watch=watch,
                 environment_variables={"HERE": str(tmp_path)},
             )
-        assert time.monotonic() - stopped_at[0] < 5
+        assert time.monotonic() - stopped_at[0] < 5, "took longer"
         assert len(stopped_at) == 1
         assert living(pid for _, pid in told(tmp_path)) == []
 
 
+@pytest.mark.timed
 def test_a_supervisor_that_hangs_holds_no_cancellation_up_and_hides_nothing(run, numbers, tmp_path):
     """R205: what left its session and its environment is killed as well, within five seconds."""
     stopped_at = []
@@ -333,7 +337,7 @@ def test_a_supervisor_that_hangs_holds_no_cancellation_up_and_hides_nothing(run,
             environment_variables={"HERE": str(tmp_path)},
         )
 
-    assert time.monotonic() - stopped_at[0] < 5
+    assert time.monotonic() - stopped_at[0] < 5, "took longer"
     assert living(pid for _, pid in told(tmp_path)) == []
 
 

@@ -154,6 +154,33 @@ def test_rows_of_any_structure_have_one_schema(run, numbers):
     assert verify(run_paths(result)).findings == ()
 
 
+def test_a_number_that_no_type_takes_fails_its_mini_batch(run, numbers):
+    """Whole numbers beyond int64 among those with a sign cost their own mini-batch, not the run (R221)."""
+    script = """
+        from pathlib import Path
+        import numpy as np
+        import pandas as pd
+
+        def run(mini_batch):
+            n = np.array([int(Path(p).stem) for p in mini_batch])
+            return pd.DataFrame({"n": n.astype("u8") + np.uint64(2**63) if n[0] == 50 else n})
+    """
+    result = run(
+        script,
+        numbers,
+        output_format="parquet",
+        mini_batch_size=50,
+        process_count_per_node=1,
+        error_threshold=-1,
+        run_max_try=1,
+    )
+
+    assert result.to_pandas()["n"].tolist() == list(range(50))
+    (record,) = map(json.loads, run_paths(result).failed_items.read_text().splitlines()[:1])
+    assert "'n' as uint64, but it is int64" in str(record["error"])
+    assert f"{2**63 + 50} in element 0" in str(record["error"])
+
+
 def test_the_row_that_does_not_fit_is_found(run, numbers):
     """R203: with isolate_failures, the rows around one of another type are kept."""
     script = """
@@ -170,6 +197,7 @@ def test_the_row_that_does_not_fit_is_found(run, numbers):
         isolate_failures=True,
         error_threshold=1,
         run_max_try=1,
+        process_count_per_node=1,  # in order: the first rows settle the types
     )
 
     frame = result.to_pandas()

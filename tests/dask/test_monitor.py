@@ -313,6 +313,7 @@ def test_samples_that_take_longer_than_the_interval_do_not_pile_up(settings, tmp
     assert not (tmp_path / "logs" / "sys").exists()
 
 
+@pytest.mark.timed
 def test_the_end_of_a_node_does_not_wait_for_a_disk_that_hangs(settings, tmp_path, monkeypatch):
     """R205: one second at most."""
     hangs, let_go = threading.Event(), threading.Event()
@@ -331,7 +332,7 @@ def test_the_end_of_a_node_does_not_wait_for_a_disk_that_hangs(settings, tmp_pat
     let_go.set()
     watch._thread.join(10)
 
-    assert took < 2
+    assert took < 2, "took longer"
     assert not watch._thread.is_alive()
 
 

@@ -395,7 +395,7 @@ def test_a_closed_worker_of_the_embedded_cluster_is_replaced(
 
     def close_it():
         until(lambda: told(tmp_path))
-        own = clusters[0]._target._own
+        own = clusters[0]._target._scalable
         [worker] = own.workers.values()
         asyncio.run_coroutine_threadsafe(worker.close(), own.loop.asyncio_loop).result(10)
 

@@ -60,7 +60,7 @@ def test_a_run_is_never_silent_whatever_its_driver_does(run, numbers, monkeypatc
 
         return call
 
-    monkeypatch.setattr(sitting, "plan_step", slowly(sitting.plan_step))
+    monkeypatch.setattr(sitting, "MiniBatches", slowly(sitting.MiniBatches))
     monkeypatch.setattr(sitting.Delivery, "publish", slowly(sitting.Delivery.publish))
     result = run(SCRIPT, numbers, mini_batch_size=5)
 

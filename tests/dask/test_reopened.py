@@ -85,14 +85,16 @@ class Step:
             output=OutputFileDatasetConfig(destination=str(self.output)),
         )
         source = snapshot.digest(definition.config, leave_out=definition.left_out)
-        fingerprint = reuse.step_fingerprint(
-            definition, source_sha256=source.sha256, listings=definition.list_inputs()
+        parts = reuse.fingerprint_parts(
+            definition,
+            source_sha256=source.sha256,
+            seen=reuse.data(definition, definition.list_inputs()),
         )
         return run_step(
             definition,
             run_folder=self.paths.root,
             run_id="one",
-            fingerprint=fingerprint,
+            fingerprint=reuse.step_fingerprint(definition.name, parts),
             source_sha256=source.sha256,
             log=LOG,
         )

@@ -17,6 +17,8 @@ from prefect_parallelrun.config import ParallelRunConfig
 from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import run as driver
+from prefect_parallelrun.driver.cluster import Cluster
+from prefect_parallelrun.driver.events import BundleEnded
 from prefect_parallelrun.driver.reopening import NotResumable
 from prefect_parallelrun.driver.retry_failed import retry_failed
 from prefect_parallelrun.errors import (
@@ -184,6 +186,7 @@ def test_a_cancelled_run_goes_on(step):
     ]
 
 
+@pytest.mark.timed
 def test_a_killed_driver_is_succeeded_at_once(step):
     """After `kill -9` at most a second of finished work runs again, and nothing is lost (R200, R201)."""
     step.write_script(then="time.sleep(0.05)")
@@ -197,7 +200,8 @@ def test_a_killed_driver_is_succeeded_at_once(step):
     began = time.monotonic()
     result = step.run()
 
-    assert time.monotonic() - began < 20  # the heartbeat of the dead driver is not waited for
+    # The heartbeat of the dead driver is not waited for.
+    assert time.monotonic() - began < 20, "took longer"
     assert step.rows == step.expected
     # Two processes, 0.05 s each: a second is 40 of them.
     assert 50 <= len(step.traced) <= 50 + 40
@@ -262,6 +266,71 @@ def test_failures_get_fresh_attempts(step):
     assert result.items.failed == 0
     assert not step.paths.failed_items.exists()
     assert not step.paths.error_summary.exists()
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_what_ended_just_before_the_failure_is_kept(step, monkeypatch, together):
+    """Though the failure was heard of first, whether at the same moment or not (R201)."""
+    step.write_script(
+        then="if mini_batch[0].endswith('50.txt'): raise ValueError('no such number')"
+    )
+    config = {
+        "mini_batch_size": 50,
+        "process_count_per_node": 1,
+        "run_max_try": 1,
+        "error_threshold": 0,
+    }
+    collect = Cluster.collect
+    ended, untold = [], []
+
+    def failure_first(self, timeout_s):
+        heard = collect(self, timeout_s)
+        told = [event for event in heard if not isinstance(event, BundleEnded)]
+        for kept in (ended, untold):
+            kept += (event for event in heard if isinstance(event, BundleEnded))
+        if len(ended) == 2 and len(untold) == 2:
+            untold.sort(key=lambda event: event.number)
+            told.append(untold.pop())
+            if not together:
+                return told
+        if len(ended) == 2:
+            told += untold
+            untold.clear()
+        return told
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Cluster, "collect", failure_first)
+        with pytest.raises(ErrorThresholdExceeded, match="1 of 2 mini-batches are done and kept"):
+            step.run(**config)
+
+    step.write_script()
+    step.run(**config)
+    assert step.traced == ["00.txt", "50.txt", "50.txt"]
+    assert step.rows == step.expected
+
+
+def test_what_failed_at_the_same_moment_is_left_out(step, monkeypatch):
+    """What is told of why the run ended, and what is kept of it, agree; it gets fresh attempts (R206)."""
+    step.write_script(then="raise ValueError('no such number')")
+    collect, ended = Cluster.collect, []
+
+    def together(self, timeout_s):
+        heard = collect(self, timeout_s)
+        ended.extend(event for event in heard if isinstance(event, BundleEnded))
+        told = [event for event in heard if not isinstance(event, BundleEnded)]
+        if len(ended) == 2:
+            told += ended
+            ended.clear()
+        return told
+
+    monkeypatch.setattr(Cluster, "collect", together)
+    with pytest.raises(
+        ErrorThresholdExceeded, match=r"^50 items failed; error_threshold=0"
+    ) as error:
+        step.run(mini_batch_size=50, process_count_per_node=1, run_max_try=1, error_threshold=0)
+    assert len(step.traced) == 2
+    assert len(step.paths.failed_items.read_text().splitlines()) == 50
+    assert "1 distinct error: ValueError × 1" in str(error.value)
 
 
 def test_a_run_that_completed_with_failed_items_is_gone_on_with(step):

@@ -134,7 +134,7 @@ def test_the_embedded_cluster_does_not_profile_the_flow():
         None, node_count=1, step="test-step", run_id="x", log=logging.getLogger("test")
     )
     try:
-        [worker] = cluster._target._own.workers.values()
+        [worker] = cluster._target._scalable.workers.values()
         assert "profile" not in worker.periodic_callbacks
     finally:
         cluster.close(gracefully=False)

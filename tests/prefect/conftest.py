@@ -203,6 +203,24 @@ class Flow:
             )
         return self.process
 
+    def reads_long(self):
+        """Let its inputs take many minutes to be read, before there is a run."""
+        self.long = self.data / "long.bin"
+        self.long.touch()
+        os.truncate(self.long, 2**39)
+        program = self.program.read_text()
+        assert "from_files(data)" in program
+        self.program.write_text(
+            program.replace("from_files(data)", "from_files(data, content=True)")
+        )
+
+    def is_reading(self):
+        """Whether it reads its inputs."""
+        with contextlib.suppress(OSError):
+            files = Path(f"/proc/{self.process.pid}/fd").iterdir()
+            return str(self.long) in {os.readlink(file) for file in files}
+        return False
+
     def started(self):
         """Wait until something is done and written down, and two mini-batches that never end have begun.
 
@@ -215,6 +233,10 @@ class Flow:
     def done(self):
         with Journal(self.paths.journal) as journal:
             return journal.totals().mini_batches_succeeded
+
+    @property
+    def has_run(self):
+        return (self.folder / "runs" / "score-files").exists()
 
     @property
     def paths(self):
@@ -296,11 +318,16 @@ def started(tmp_path):
     """Return a function that starts a flow, and kills what a failed test leaves of it."""
     flows = []
 
-    def start(mode):
+    def start(mode, *, reading=False):
         one = Flow(tmp_path)
         flows.append(one)
-        one.start(mode)
-        one.started()
+        if reading:
+            one.reads_long()
+            one.start(mode)
+            wait_until(one.is_reading, 60, one.said)
+        else:
+            one.start(mode)
+            one.started()
         return one
 
     yield start
@@ -308,6 +335,6 @@ def started(tmp_path):
         if one.process.poll() is None:
             os.killpg(one.process.pid, signal.SIGKILL)
             one.process.wait()
-        for pid in one.left():
+        for pid in one.left() if one.has_run else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

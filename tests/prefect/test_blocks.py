@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,13 +18,22 @@ from prefect.settings import (
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
     temporary_settings,
 )
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
-from prefect_parallelrun import ConfigError, FileDataset, foreign_blocks
+from prefect_parallelrun import (
+    ConfigError,
+    FileDataset,
+    ParallelRunConfig,
+    PipelineParameter,
+    blocks,
+    foreign_blocks,
+)
 from prefect_parallelrun.blocks import (
     AzureAccountKeyCredentials,
     AzureSasCredentials,
     HttpCredentials,
+    ParallelRunConfigBlock,
     S3Credentials,
     ServicePrincipalCredentials,
     SqlConnection,
@@ -93,16 +103,137 @@ def test_a_block_shows_no_secret(slug):
         assert secret not in f"{block!r} {block}"
 
 
-@pytest.mark.parametrize("slug", BLOCKS)
-def test_a_block_is_described(slug):
-    """Every field has a sentence for Prefect's page, and every block a logo and a description."""
-    kind = type(BLOCKS[slug][0])
-    assert kind.get_block_type_slug() == slug
-    assert str(kind._logo_url).startswith("https://")
-    assert kind._description.endswith(".")
-    assert kind.get_code_example()
-    for field in kind.model_fields.values():
-        assert field.description.endswith(".")
+KINDS = [kind for name in blocks.__all__ if Block.is_block_class(kind := getattr(blocks, name))]
+
+
+class TestAsPrefectWantsThem(BlockStandardTestSuite):
+    """Prefect's own demands on a collection's blocks: descriptions, documentation, examples (R240)."""
+
+    @pytest.fixture(params=KINDS, ids=lambda kind: kind.__name__)
+    def block(self, request):
+        return request.param
+
+    def test_has_a_valid_image(self, block):
+        """There is the address of a logo; Prefect's own test fetches it from the network."""
+        assert str(block._logo_url).startswith("https://")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_pages_can_edit_a_block(kind):
+    """No field has a form that Prefect 3.8's pages cannot edit: a mapping that may be None has no editor,
+    and values that are no JSON schema are not saved (R240)."""
+    for name, field in kind.model_json_schema()["properties"].items():
+        forms = field.get("anyOf", [field])
+        assert len(forms) == 1 or "object" not in {form.get("type") for form in forms}
+        if name in ("description", "title", "type", "format", "enum"):
+            assert field["type"] == "string"
+
+
+SETTINGS = {
+    "entry_script": "score.py",
+    "source_directory": "scripts",
+    "mini_batch_size": "1MB",
+    "error_threshold": 3,
+    "allowed_failed_count": 4,
+    "allowed_failed_percent": 12.5,
+    "output_action": "append_row",
+    "append_row_file_name": "rows.txt",
+    "output_format": "csv",
+    "output_order": "completion",
+    "compute_target": "tcp://10.0.0.4:8786",
+    "node_count": 3,
+    "process_count_per_node": 2,
+    "environment": "/opt/venv",
+    "environment_variables": {"A": "1"},
+    "logging_level": "DEBUG",
+    "run_invocation_timeout": 7.5,
+    "run_max_try": 2,
+    "isolate_failures": True,
+    "speculative_copies": True,
+    "gpus_per_process": 1,
+    "source_limits": [1000, 5],
+    "description": "nightly",
+}
+
+
+def test_settings_are_those_of_the_config():
+    """A block has each setting of ParallelRunConfig, with its default, and gives an equal config (R240)."""
+    assert {*ParallelRunConfigBlock.model_fields} == {*ParallelRunConfig.model_fields}
+    assert {*SETTINGS, "partition_keys"} == {*ParallelRunConfig.model_fields}
+    name = f"x-{uuid.uuid4().hex[:8]}"
+    ParallelRunConfigBlock(**SETTINGS).save(name)
+
+    loaded = ParallelRunConfigBlock.load(name)
+    keys = ParallelRunConfigBlock(entry_script="s.py", partition_keys=["a", "b"])
+
+    assert loaded.to_config() == ParallelRunConfig(**SETTINGS)
+    assert keys.to_config() == ParallelRunConfig("s.py", partition_keys=["a", "b"])
+    assert ParallelRunConfigBlock(entry_script="s.py").to_config() == ParallelRunConfig("s.py")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "entry_script": Path("s.py"),
+            "source_directory": Path("src"),
+            "environment": Path("venv"),
+        },
+        {"entry_script": "s.py", "source_limits": ("1GB", 5000), "partition_keys": ("a", "b")},
+        {
+            "entry_script": "s.py",
+            "append_row_file_name": None,
+            "logging_level": None,
+            "run_invocation_timeout": None,
+            "run_max_try": None,
+            "environment_variables": None,
+            "description": None,
+        },
+    ],
+)
+def test_settings_in_other_forms(given):
+    """What ParallelRunConfig takes, the block takes (R240)."""
+    before = dict(given)
+
+    assert ParallelRunConfigBlock(**given).to_config() == ParallelRunConfig(**given)
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("node_count", 0),
+        ("node_count", True),
+        ("node_count", PipelineParameter("nodes", 2)),
+        ("mini_batch_size", {"name": "size", "default_value": 3}),
+        ("output_format", "xml"),
+        ("isolate_failures", "yes"),
+        ("compute_target", "s3-credentials/x"),
+        ("source_limits", ["300MB"]),
+        ("nodes", 2),
+    ],
+)
+def test_settings_that_cannot_work(setting, value):
+    """What ParallelRunConfig refuses, and a PipelineParameter, are refused with the setting's name (R39)."""
+    secret = {"KEY": "wqTs81"}
+    with pytest.raises(ValidationError, match=setting) as caught:
+        ParallelRunConfigBlock(
+            entry_script="s.py", environment_variables=secret, **{setting: value}
+        )
+    assert "wqTs81" not in str(caught.value)
+
+
+def test_settings_with_changes():
+    """to_config() takes other values, and PipelineParameters, in place of the block's (R39)."""
+    block = ParallelRunConfigBlock(entry_script="s.py", node_count=2)
+
+    config = block.to_config(mini_batch_size=PipelineParameter("size", 4), node_count=3)
+
+    assert config.resolved({"size": 9}) == ParallelRunConfig(
+        "s.py", mini_batch_size=9, node_count=3
+    )
+    with pytest.raises(ConfigError, match="node_count=0"):
+        block.to_config(node_count=0)
 
 
 def test_a_field_that_does_not_exist():

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -88,6 +89,36 @@ def test_a_flow_that_is_cancelled(started, mode):
     # Prefect would take the state of a cancelled task for its result, had we not told it otherwise.
     assert flow.run_again().state == "Completed"
     assert re.search(r"resumed: [12] mini-batches are done", flow.paths.driver_log.read_text())
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("mode", "cancelled", "number"),
+    [
+        pytest.param("thread", True, None, id="submitted"),
+        pytest.param("main", True, signal.SIGTERM, id="called"),
+        pytest.param("plain", False, signal.SIGTERM, id="no flow"),
+    ],
+)
+def test_a_step_that_reads_its_inputs(started, mode, cancelled, number):
+    """A step that still lists or hashes its inputs stops within 5 seconds as well (design 5)."""
+    flow = started(mode, reading=True)
+
+    if cancelled:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow.flow_run().id, Cancelling(), force=True)
+    if number is not None:
+        os.kill(flow.process.pid, number)
+    asked = datetime.now(UTC)
+    flow.process.wait(30)
+
+    if cancelled:
+        state = flow.task_state()
+        assert state.is_cancelled(), flow.said()
+        assert state.timestamp - asked < timedelta(seconds=GONE_S), flow.said()
+    else:
+        assert flow.process.returncode == 143, flow.said()
+    assert not flow.has_run
 
 
 @pytest.mark.slow

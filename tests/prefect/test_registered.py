@@ -137,7 +137,7 @@ def test_names_do_not_run_into_each_other(name):
 
 def test_more_versions_than_a_page(name, monkeypatch):
     """All versions are found, however many there are."""
-    monkeypatch.setattr("prefect_parallelrun.blocks._PAGE", 2)
+    monkeypatch.setattr("prefect_parallelrun.blocks.registered._PAGE", 2)
     for n in range(5):
         FileDataset.from_files(f"/data/{n}").register(name, create_new_version=True)
 

@@ -94,14 +94,14 @@ def test_verify_without_what_opens_the_stores(files, s3, caplog):  # noqa: F811
 
 
 def test_where_the_output_goes_counts(files, s3, keys, scored):  # noqa: F811
-    """Another URL is another step; other credentials for the same one are not (R52, R78)."""
+    """Another URL is another run, of the same rows; other credentials for the same are not (R52, R78, R202)."""
     first, _ = scored()
     options = {"key": S3_KEY, "secret": S3_SECRET, "endpoint_url": s3.endpoint}
     inline = OutputFileDatasetConfig(destination=f"{s3.url}/out", storage_options=options)
     other = OutputFileDatasetConfig(destination=f"{s3.url}/other", credentials=keys)
 
-    assert files.step(output=inline)().reused
-    assert not files.step(output=other)().reused
+    assert files.step(output=inline)().run_id == first.run_id
+    assert files.step(output=other)().run_id != first.run_id
     assert s3.names() == ["other/parallel_run_step.txt", KEY] or len(s3.names()) == 2
     assert first.output_credentials == keys
 

@@ -213,8 +213,73 @@ def test_pipeline_parameters(files):
     assert score().mini_batches.total == 1
     assert score(size=1).mini_batches.total == 3
     assert without().mini_batches.total == 2
-    with pytest.raises(ConfigError, match="run_max_try=0"):
+    with pytest.raises(ConfigError, match=r"run_max_try=0 .*the flow's parameter 'tries'"):
         score(tries=0)
+
+
+@pytest.mark.parametrize(
+    ("where", "default", "wrong"),
+    [
+        ("mini_batch_size", 2, "1MB"),
+        ("partition_keys", None, ["q"]),
+        ("arguments", "--word", "--output"),
+        ("side_inputs", FileDataset.from_files("/data"), {"parquet": "/rows"}),
+    ],
+)
+def test_an_error_names_the_flows_parameter(files, where, default, wrong):
+    """What only the whole step shows to be wrong names the flow's parameter as well (R39)."""
+    chosen = PipelineParameter("given", default)
+    if where in ("arguments", "side_inputs"):
+        step = files.step(**{where: [chosen]})
+    else:
+        step = files.step(config={"mini_batch_size": None, where: chosen})
+
+    @flow
+    def score(given):
+        step.definition()
+
+    score(default)
+    named = rf"\({where} is the flow's parameter 'given'\)$"
+    with pytest.raises(ConfigError, match=f"^{where}=.*{named}"):
+        score(wrong)
+
+
+def test_a_size_or_keys_as_the_flow_says(files):
+    """Size and keys may both be the flow's parameters, as long as it gives one of them (R39)."""
+    step = files.step(
+        config={
+            "mini_batch_size": PipelineParameter("size", None),
+            "partition_keys": PipelineParameter("keys", None),
+        }
+    )
+
+    @flow
+    def score(size=None, keys=None):
+        return step.definition().config.mini_batch_size
+
+    assert score(size=3) == 3
+    both = "mini_batch_size is the flow's parameter 'size', partition_keys is the flow's .* 'keys'"
+    with pytest.raises(ConfigError, match=rf"give one of the two \({both}"):
+        score(size=3, keys=["a"])
+
+
+def test_pipeline_parameters_of_a_subflow(files):
+    """In a subflow its own parameters count, also where the step is submitted, or the flow is async (R39)."""
+    step = files.step(config={"mini_batch_size": PipelineParameter("size", 2)})
+
+    @flow
+    def below(size: int):
+        return step.submit().result().mini_batches.total
+
+    @flow
+    async def in_async(size: int):
+        return step().mini_batches.total
+
+    @flow
+    def above(size: int = 3):
+        return below(1), step().mini_batches.total, asyncio.run(in_async(1))
+
+    assert above() == (3, 1, 3)
 
 
 def test_an_input_as_pipeline_parameter(files, tmp_path, read_rows):

@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.cache_policies import FLOW_PARAMETERS, NO_CACHE
 from prefect.settings import (
     PREFECT_LOCAL_STORAGE_PATH,
     PREFECT_TASKS_REFRESH_CACHE,
     temporary_settings,
 )
 
-from prefect_parallelrun import FileDataset, ParallelRunError
+from prefect_parallelrun import (
+    DatasetError,
+    FileDataset,
+    ParallelRunError,
+    ReusePolicy,
+    datasets,
+    reasons,
+)
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun.run_record import RunRecord
 
 
 @pytest.fixture
@@ -77,10 +86,11 @@ def test_what_changes_the_rows_runs_again(files, again, change):
 
 
 def test_settings_that_can_change_the_output(files, again):
-    """Another setting that can change the rows, or where they are, is a new run (design 5)."""
+    """Another setting that can change the rows begins anew; another place takes all rows over (R52, R202)."""
     assert again() == NEW
     assert again(arguments=["--word", "other"]) == NEW
-    assert again(output=None) == NEW
+    assert again(output=None) == REUSED_AS_IT_LIES
+    assert len(files.runs()) == 3
 
 
 def test_settings_that_cannot_change_the_output(files, again):
@@ -145,7 +155,6 @@ def test_allow_reuse_false_runs_always(files, again):
     """Without allow_reuse every call is a new run; later calls with it take the newest (R52, design 5)."""
     assert again(allow_reuse=False) == NEW
     assert again(allow_reuse=False) == NEW
-    assert again() == REUSED_AS_IT_LIES
     assert len(files.runs()) == 2
     assert again() == REUSED
 
@@ -166,6 +175,88 @@ def test_an_expired_result_is_not_taken(files, again):
     assert again(**settings) == NEW
     assert again(**settings) == NEW
     assert len(files.runs()) == 2
+
+
+def test_rows_do_not_get_younger_by_being_taken(files, again):
+    """What a new run takes over, and a call in which nothing runs, is as old as it was before (R52, R202)."""
+    age, one_hour = timedelta(hours=2), {"task_options": {"cache_expiration": timedelta(hours=1)}}
+    assert again() == NEW
+    (first,) = map(RunPaths, files.runs())
+    record = RunRecord.read(first)
+    assert record.rows_since > record.started_at, "its age counts from the end, as Prefect's does"
+    aged = record.rows_since - age
+    record.model_copy(update={"rows_since": aged}).write(first)
+    assert again(task_options={"cache_policy": NO_CACHE}) == REUSED_AS_IT_LIES
+    (files.data / "d.txt").write_text("D")
+    assert again() == NEW
+    second = RunPaths(files.runs()[-1])
+    assert RunRecord.read(second).base == first.root.name
+    assert [RunRecord.read(one).rows_since for one in (first, second)] == [aged, aged]
+
+    # It is neither taken as a whole, nor the base of a run.
+    assert again(**one_hour) == NEW
+    third = RunRecord.read(RunPaths(files.runs()[-1]))
+    assert (third.run_id != second.root.name, third.base) == (True, None)
+    assert "some of it is older than cache_expiration=1:00:00" in " ".join(third.reuse)
+    assert third.rows_since > third.started_at
+    assert again(**one_hour) == REUSED
+
+
+def test_earlier_runs_are_looked_through_once(files, again, monkeypatch):
+    """Of thousands of runs each costs a look, so a call looks for the bases of its run but once (R202)."""
+    assert again() == NEW
+    looked, bases = [], reasons.bases
+
+    def looking(*given, **options):
+        looked.append(bases(*given, **options))
+        return looked[-1]
+
+    monkeypatch.setattr(reasons, "bases", looking)
+    (files.data / "d.txt").write_text("D")
+    assert again() == NEW
+    assert looked == [[RunPaths(files.runs()[0])]]
+    assert RunRecord.read(RunPaths(files.runs()[-1])).base == files.runs()[0].name
+
+
+def test_an_error_while_the_key_is_made(files, again, monkeypatch):
+    """What then runs is stored under no key that a later call could have, in a larger policy too (R52)."""
+    kept, fails = FileDataset.list_files, [True]
+
+    def listed(dataset):
+        if fails and fails.pop():
+            raise DatasetError("the storage did not answer")
+        return kept(dataset)
+
+    monkeypatch.setattr(FileDataset, "list_files", listed)
+    policy = {"task_options": {"cache_policy": ReusePolicy() + FLOW_PARAMETERS}}
+
+    @flow
+    def score(name: str):
+        return again(**policy)
+
+    assert score("one") == NEW
+    fails.append(True)
+    assert score("one") == REUSED_AS_IT_LIES
+    (files.data / "a.txt").write_text("other")
+    fails.append(True)
+    assert score("one") == NEW
+    assert score("one") == REUSED_AS_IT_LIES
+    assert score("one") == REUSED
+
+
+def test_contents_are_read_once(files, again, monkeypatch):
+    """The record of a run is of the very contents that its fingerprint is of (R52)."""
+    kept, read = datasets.files._digest, []
+
+    def digest(path):
+        read.append(Path(path).name)
+        return kept(path)
+
+    monkeypatch.setattr(datasets.files, "_digest", digest)
+    inputs = [FileDataset.from_files(str(files.data), content=True)]
+
+    assert again(inputs=inputs) == NEW
+    assert sorted(read) == ["a.txt", "b.txt", "c.txt"]
 
 
 def test_a_result_that_prefect_has_lost(files, again, tmp_path):

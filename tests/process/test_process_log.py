@@ -194,6 +194,7 @@ def test_a_cancelled_mini_batch_is_logged_as_that(node):
     assert whats(node)[-1] == "ended | cancelled"
 
 
+@pytest.mark.timed
 def test_when_the_agent_is_gone_every_log_has_its_end(node):
     """All are killed then, in the middle of run() or not, and each log says so (R61)."""
     node.script("import time\ndef run(x): time.sleep(60)")
@@ -205,7 +206,7 @@ def test_when_the_agent_is_gone_every_log_has_its_end(node):
     began = time.monotonic()
     node.close()
 
-    assert time.monotonic() - began < 1.0  # measured: 20 ms
+    assert time.monotonic() - began < 1.0, "took longer"  # measured: 20 ms
     (end,) = ends(node)
     assert (end["mini_batch"], end["outcome"], end["why"]) == ("0", "cancelled", "")
     assert (end["succeeded"], end["failed"], end["cpu_s"]) == ("0", "1", "nan")

@@ -304,8 +304,9 @@ def test_errors_of_init(tmp_path, monkeypatch, call):
 def test_an_error_without_a_place(tmp_path, monkeypatch, call):
     """Nobody knows where in the script a process died, so nothing is said of it (R209)."""
     monkeypatch.setenv("PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT", str(tmp_path / "runs"))
-    with pytest.raises(ParallelRunError):
-        run_once(tmp_path, "import os\n\ndef run(mini_batch):\n    os._exit(3)\n")
+    # One of them only: which of several fails first, is up to the processes.
+    deadly = "import os\n\ndef run(mini_batch):\n    'a.txt' in mini_batch[0] and os._exit(3)\n"
+    run_once(tmp_path, deadly + "    return mini_batch\n")
 
     told = call("status", "score-files").stdout
     (line,) = [line for line in told.splitlines() if line.startswith("newest error")]

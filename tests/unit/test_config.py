@@ -210,16 +210,57 @@ def test_resolved_takes_the_flows_value_or_the_default():
     assert ParallelRunConfig("score.py", mini_batch_size="7", node_count=2) == resolved
 
 
-def test_resolved_checks_as_if_written_directly():
-    """A bad value from a flow run is refused with the same words as in the code (R39)."""
-    config = ParallelRunConfig("score.py", run_max_try=PipelineParameter("tries", 3))
+@pytest.mark.parametrize(
+    ("setting", "default", "value"),
+    [
+        ("run_max_try", 3, 0),
+        ("node_count", 1, "2"),
+        ("node_count", 1, None),
+        ("mini_batch_size", 10, "many"),
+        ("mini_batch_size", 10, 2.5),
+        ("process_count_per_node", 2, True),
+        ("logging_level", "INFO", "LOUD"),
+        ("run_invocation_timeout", 60, float("nan")),
+        ("partition_keys", ["store"], "store"),
+        ("node_count", 1, {"name": "nodes", "default_value": 3}),
+    ],
+)
+def test_resolved_checks_as_if_written_directly(setting, default, value):
+    """A bad value from a flow run is refused with the same words as in the code, and its own name (R39)."""
+    config = ParallelRunConfig("score.py", **{setting: PipelineParameter("chosen", default)})
 
-    with pytest.raises(ConfigError) as direct:
-        ParallelRunConfig("score.py", run_max_try=0)
     with pytest.raises(ConfigError) as from_flow:
-        config.resolved({"tries": 0})
+        config.resolved({"chosen": value})
 
-    assert str(from_flow.value) == str(direct.value)
+    said = str(from_flow.value)
+    assert said.endswith(f" ({setting} is the flow's parameter 'chosen')")
+    if not isinstance(value, dict):  # written directly, that would be a PipelineParameter
+        with pytest.raises(ConfigError) as direct:
+            ParallelRunConfig("score.py", **{setting: value})
+        assert said.startswith(str(direct.value))
+
+
+@pytest.mark.parametrize(
+    ("setting", "default", "value", "kept"),
+    [
+        ("mini_batch_size", 10, None, None),
+        ("mini_batch_size", 10, "1MB", "1MB"),
+        ("run_max_try", 5, None, 3),
+        ("logging_level", "INFO", "debug", "DEBUG"),
+        ("run_invocation_timeout", 60, 0.5, 0.5),
+        ("process_count_per_node", 2, None, None),
+        ("partition_keys", ["store"], ["store", "brand"], ("store", "brand")),
+        ("partition_keys", ["store"], '["brand"]', ("brand",)),
+    ],
+)
+def test_resolved_keeps_what_would_be_kept(setting, default, value, kept):
+    """A value from a flow run, None too, becomes what it would become in the code (R39)."""
+    config = ParallelRunConfig("score.py", **{setting: PipelineParameter("chosen", default)})
+
+    resolved = config.resolved({"chosen": value})
+
+    assert getattr(resolved, setting) == kept
+    assert resolved == ParallelRunConfig("score.py", **{setting: value})
 
 
 def test_yaml_loses_nothing(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.housekeeping import Rules, judge, remove
 from prefect_parallelrun.models import AttemptRecord, Outcome
+from prefect_parallelrun.output import schema
 from prefect_parallelrun.output.lock import RunLock
 from prefect_parallelrun.output.recorder import Entry, Recorder
 from prefect_parallelrun.paths import RunPaths
@@ -180,8 +182,22 @@ def test_a_run_that_never_began(root):
     (folder / "lock").write_text("")
 
     (verdict,) = judge(ALL)
-
     assert (verdict.kept, verdict.state) == (None, "never begun")
+
+    # What it had taken over is of another run.
+    journal = RunPaths(folder).journal
+    with closing(schema.open_for_writing(journal)) as connection:
+        connection.execute(
+            "INSERT INTO attempts (mini_batch, attempt, final, outcome, node, process, items_total,"
+            " items_succeeded, items_failed, rows, started_at, elapsed_s, cpu_s, load_s, run_s)"
+            " VALUES (0, 0, 1, 'succeeded', '', '', 1, 1, 0, 1, 0, 0, 0, 0, 0)"
+        )
+    (verdict,) = judge(ALL)
+    assert (verdict.kept, verdict.state) == (None, "never begun")
+
+    journal.write_bytes(b"no database" * 1000)
+    (verdict,) = judge(ALL)
+    assert (verdict.kept, verdict.state) == ("its record cannot be read", "unreadable")
 
 
 @pytest.mark.parametrize("name", ["run.json", "lock", "token"])

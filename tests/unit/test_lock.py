@@ -167,7 +167,7 @@ def test_a_driver_that_lost_its_lock_stops(paths):
         _as_of(paths, token="1", host="elsewhere", boot="another")
         with pytest.raises(LockLost, match="elsewhere"):
             slept.confirm()
-        with pytest.raises(LockLost, match="took the run over"):
+        with pytest.raises(LockLost, match="took over"):
             slept.check()
 
     assert json.loads(paths.lock.read_text())["host"] == "elsewhere"

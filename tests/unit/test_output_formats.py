@@ -479,6 +479,23 @@ MISFITS = [
     ([{"v": {"a": 1}}], [{"v": {"b": 1, "a": "x"}}], "struct<b"),
     ([{"v": {"a": {}}}], [{"v": {"a": 1}}], "struct<a: int64>"),
     ([{"v": [1]}], [{"v": ["x"]}], "list<.*string"),
+    # Values that keep a column from widening, whatever else is in it.
+    (
+        [{"v": 1}],
+        pd.DataFrame({"v": np.array([1, 2**63 + 5], "u8")}),
+        "uint64, .*9223372036854775813 in element 1",
+    ),
+    ([{"v": 0.5}], [{"v": 1}, {"v": -(2**63)}], "int64, .*-9223372036854775808 in element 1"),
+    (
+        [{"v": {"a": 0.5}}],
+        [{"v": None}, {"v": {"a": 1}}, {"v": {"a": -(2**63)}}],
+        "struct<.*{'a': -9223372036854775808} in element 2",
+    ),
+    (
+        pd.DataFrame({"v": [NS.as_unit("ns")]}),
+        [{"v": US}, {"v": datetime.datetime(1066, 1, 1)}],
+        r"timestamp.*1066, .* in element 1",
+    ),
 ]
 
 

@@ -289,21 +289,6 @@ def test_a_driver_that_lost_the_run_writes_no_more(tmp_path):
     assert (telling.lines(), telling.progress()) == before
 
 
-def test_who_watches_and_fails_is_not_asked_again(tmp_path, caplog):
-    """What is only watched never costs the run."""
-    seen = []
-
-    def watch(stage, standing):
-        seen.append((stage, standing))
-        raise ZeroDivisionError("in the bar")
-
-    telling = Telling(tmp_path, on_progress=watch)
-    telling.overview.stage("planning")
-    telling.overview.show(standing())
-    assert seen == [("planning", None)]
-    assert "ZeroDivisionError" in caplog.text
-
-
 def paced(marks, processes=2):
     """Return the rate after some counts at some times."""
     made = Pace()

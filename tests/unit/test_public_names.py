@@ -8,23 +8,33 @@ import pytest
 import prefect_parallelrun
 
 NAMES = [
+    "AzureAccountKeyCredentials",
+    "AzureSasCredentials",
     "ClusterError",
     "ConfigError",
+    "DaskComputeTargetBlock",
     "DatasetError",
     "EntryScript",
     "EntryScriptError",
     "ErrorThresholdExceeded",
     "FileDataset",
+    "HttpCredentials",
     "InitFailed",
     "NoProgress",
     "OutputError",
     "OutputFileDatasetConfig",
     "ParallelRunConfig",
+    "ParallelRunConfigBlock",
     "ParallelRunError",
     "ParallelRunResult",
     "ParallelRunStep",
     "PipelineParameter",
+    "RegisteredDataset",
+    "ReusePolicy",
     "RunCancelled",
+    "S3Credentials",
+    "ServicePrincipalCredentials",
+    "SqlConnection",
     "TabularDataset",
 ]
 

@@ -149,6 +149,28 @@ def test_the_script_changed(step):
     assert clause(step) == "the script changed: new.py (new), score.py, old.py (gone)"
 
 
+def test_an_input_in_the_folder_of_the_script(step):
+    """Its files are part of the source, which is said: else a new one would rerun all without a cause (R210)."""
+    nearby = step.script.parent / "images"
+    nearby.mkdir()
+    (nearby / "a.txt").write_text("a")
+    images = (FileDataset.from_files(str(nearby)).as_named_input("images"),)
+    step.run(step.work(inputs=images))
+    (nearby / "b.txt").write_text("b")
+
+    told = why(step, step.work(inputs=images))
+
+    assert (
+        "the script changed: images/b.txt (new) (files of input 0 (images) are in the folder"
+        in told
+    )
+    (step.script.parent / ".amlignore").write_text("images/\n.amlignore\n")
+    step.run(step.work(inputs=images))
+    (nearby / "c.txt").write_text("c")
+    (reason,) = step.work(inputs=images).reuse().reasons
+    assert "the script changed" not in reason
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -166,11 +188,6 @@ def test_the_script_changed(step):
         ),
         ({"config": {"mini_batch_size": 2}}, "mini_batch_size was 1, and is 2"),
         ({"config": {"mini_batch_size": None}}, "mini_batch_size was 1, and is not given"),
-        (
-            {"config": {"append_row_file_name": "b.txt", "output_order": "completion"}},
-            "output settings changed: append_row_file_name, output_order",
-        ),
-        ({"output": None}, "output settings changed: the output folder"),
         ({"side_inputs": ()}, "side input 0 is not there any more"),
     ],
 )
@@ -182,6 +199,27 @@ def test_a_setting_changed(step, changes, told):
     assert "secret" not in reason
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"config": {"append_row_file_name": "b.txt", "output_order": "completion"}},
+            "output settings changed: append_row_file_name, output_order",
+        ),
+        ({"output": None}, "output settings changed: the output folder"),
+    ],
+)
+def test_the_same_rows_elsewhere(step, changes, told):
+    """Where only the place and order of the output are others, no row is made again (R202)."""
+    reuse = step.work(**changes).reuse()
+
+    assert (reuse.base, reuse.whole, reuse.mini_batches) == (newest(step).root.name, True, 3)
+    assert reuse.reasons == (
+        f"run {newest(step).root.name} (Completed) is taken over, since then {told}: 0 of 3 "
+        "mini-batches run",
+    )
+
+
 def test_files_of_an_input_changed(step):
     """Each file that changed, came or went is named, and how it changed."""
     (step.data / "a.txt").write_text("longer")
@@ -189,7 +227,7 @@ def test_files_of_an_input_changed(step):
     (step.data / "c.txt").unlink()
     (step.data / "bb.txt").write_text("new")
 
-    told = clause(step).partition("files of ")[2]
+    told = why(step).partition("has the same items, unchanged; files of ")[2]
 
     assert told == (
         "input 0 (images): 2 changed, 1 new, 1 gone: "
@@ -273,7 +311,7 @@ def test_what_a_step_was_told(step):
     assert reuse.reasons == ("nothing reused: allow_reuse=False",)
 
     expired = step.work().reuse(expiration=timedelta(0))
-    assert "it is older than cache_expiration=0:00:00" in expired.reasons[0]
+    assert "some of it is older than cache_expiration=0:00:00" in expired.reasons[0]
     assert step.work().reuse(expiration=timedelta(days=1)).whole
 
 

@@ -167,6 +167,10 @@ def test_failure_text_names_missing_rows(tmp_path):
 
     assert "4 items failed because run() returned fewer elements" in text
 
+    alone = run_of(tmp_path / "alone", succeeded(0, missing=1))
+    text = failure.failure_text(summarise(alone), cause="1 item failed", paths=alone)
+    assert "\n1 item failed because run() returned fewer elements" in text
+
 
 def test_error_txt_has_each_distinct_error_once(tmp_path):
     """error.txt: how often, first mini-batch, first items, the file, the trace of the first (R59)."""

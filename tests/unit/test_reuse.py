@@ -40,7 +40,9 @@ def fingerprint(files):
             }
         )
         listings = [dataset.list_files() for dataset in step.inputs]
-        return reuse.step_fingerprint(step, source_sha256=source_sha256, listings=listings)
+        seen = reuse.data(step, listings)
+        parts = reuse.fingerprint_parts(step, source_sha256=source_sha256, seen=seen)
+        return reuse.step_fingerprint(step.name, parts)
 
     return make
 

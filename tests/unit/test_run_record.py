@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import os
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from prefect_parallelrun.config import ParallelRunConfig
-from prefect_parallelrun.datasets import FileDataset
+from prefect_parallelrun.datasets import FileDataset, FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import OutputError
 from prefect_parallelrun.paths import RunPaths
@@ -16,7 +16,9 @@ from prefect_parallelrun.run_record import (
     FAILED,
     RunRecord,
     find_run,
+    first_files,
     keep_definition,
+    keep_listings,
     kept_definition,
 )
 
@@ -97,6 +99,34 @@ def test_a_folder_whose_name_is_no_text(tmp_path):
     record.write(paths)
 
     assert os.fsencode(RunRecord.read(paths).output) == b"/out \xff"
+
+
+def test_rows_of_a_record_that_does_not_say_their_age(tmp_path):
+    """They are taken to be as old as the run (R52)."""
+    record = RunRecord.read(_run(tmp_path, "one", ONE))
+    began = datetime.now(UTC) - timedelta(hours=2)
+
+    for told, oldest in ((None, began), (record.started_at, record.started_at)):
+        aged = record.model_copy(update={"started_at": began, "rows_since": told})
+        assert aged.oldest_rows_at == oldest
+        assert aged.has_expired(timedelta(hours=1)) == (told is None)
+
+
+def test_the_first_files_of_inputs(tmp_path):
+    """Nothing is understood but the first line of each name, up to that of the last name wanted (R202)."""
+    paths = RunPaths(tmp_path)
+    files = [FileItem(f"/data/{index:05}", 1, 1) for index in range(3_500)]
+    names = ["input 0", "input 1", "input 10", "side input 0"]
+    keep_listings(paths, ((name, files) for name in names))
+    lines = paths.listings.read_bytes().splitlines(keepends=True)
+    damaged = [line if place % 4 == 0 else line[:20] + b"\n" for place, line in enumerate(lines)]
+    paths.listings.write_bytes(b"".join(damaged[:12]) + b"{")
+
+    found = list(first_files(paths, ["input 10", "input 1"]))
+
+    assert found == [("input 1", files[:1000]), ("input 10", files[:1000])]
+    with pytest.raises(ValueError, match="Expecting"):
+        list(first_files(paths, ["input 1", "side input 0"]))
 
 
 @pytest.fixture

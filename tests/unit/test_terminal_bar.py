@@ -15,6 +15,7 @@ import warnings
 
 import pytest
 from prefect.logging.handlers import PrefectConsoleHandler
+from rich.progress import Progress
 
 from prefect_parallelrun.report.progress import RUNNING, Standing
 from prefect_parallelrun.report.terminal import TerminalBar
@@ -124,7 +125,7 @@ def test_a_bar_says_how_far_the_step_is(terminal):
     """R241: bar, done of planned, items, rate, failures, retries, time elapsed and left."""
     shown = terminal(120)
     with TerminalBar("predict-digits", level=logging.INFO) as bar:
-        bar.show(RUNNING, standing(20))
+        bar.progress(RUNNING, standing(20))
     written = shown.end()
     (row,) = screen(written, 120)
     assert row.startswith("predict-digits ━━━━")
@@ -136,8 +137,8 @@ def test_what_is_not_known_is_not_said(terminal):
     """R241: before the plan is known there is a sign of life, and the stage; no bar of nothing."""
     shown = terminal()
     with TerminalBar("predict-digits", level=logging.INFO) as bar:
-        bar.show("planning", None)
-        bar.show(RUNNING, standing(3, planned=None, left_s=None))
+        bar.progress("planning", None)
+        bar.progress(RUNNING, standing(3, planned=None, left_s=None))
     written = shown.end()
     assert "━" not in written
     assert screen(written, 100) == ["predict-digits running 3 12.3/s 1 failed, 2 retried 0:00:00"]
@@ -148,7 +149,7 @@ def test_a_row_fits_its_terminal(terminal, width):
     """What matters most stays: the step, the bar, how many of how many."""
     shown = terminal(width)
     with TerminalBar("score", level=logging.INFO) as bar:
-        bar.show(RUNNING, standing(20))
+        bar.progress(RUNNING, standing(20))
     (row,) = screen(shown.end(), width)
     assert re.match(r"score [━╸╺]+ +20/40", row)
     assert len(row) <= width
@@ -163,7 +164,7 @@ def test_lines_of_the_log_stand_above_the_bar(terminal, log):
         log.addHandler(handler)
     with TerminalBar("score", level=logging.INFO) as bar:
         for number in range(5):
-            bar.show(RUNNING, standing(10 + number))
+            bar.progress(RUNNING, standing(10 + number))
             log.info("line %d %s", number, "x" * 150)
             print("printed", number)
     assert [handler.stream for handler in handlers] == [shown.file, shown.file]
@@ -184,7 +185,7 @@ def test_an_unfinished_line_waits_for_its_end(terminal):
     """Dots and percentages that a flow prints one by one are one line, as they are without a bar."""
     shown = terminal()
     with TerminalBar("score", level=logging.INFO) as bar:
-        bar.show(RUNNING, standing(20))
+        bar.progress(RUNNING, standing(20))
         for _ in range(5):
             print(".", end="", flush=True)
         print(" done")
@@ -240,7 +241,7 @@ def test_a_row_that_is_not_kept_leaves_nothing(terminal):
     """What was at work for a while before the step itself leaves the terminal as it was."""
     shown = terminal()
     with TerminalBar("score", level=logging.INFO, kept=False) as bar:
-        bar.show("listing the inputs", None)
+        bar.progress("listing the inputs", None)
         print("a line")
     assert screen(shown.end(), 100) == ["a line"]
 
@@ -255,7 +256,7 @@ def test_several_steps_have_a_row_each(terminal, log):
         with TerminalBar(name, level=logging.INFO) as bar:
             both.wait(10)
             for done in range(1, rounds):
-                bar.show(RUNNING, standing(done, planned=rounds))
+                bar.progress(RUNNING, standing(done, planned=rounds))
                 log.info("%s at %d", name, done)
 
     threads = [threading.Thread(target=run, args=one) for one in (("first", 40), ("second", 60))]
@@ -272,11 +273,97 @@ def test_several_steps_have_a_row_each(terminal, log):
     assert "59/60" in rows[1]
 
 
+@pytest.mark.parametrize("stream", ["the one that is there", "one that it kept"])
+def test_what_comes_as_the_last_row_goes_stands_below_it(terminal, monkeypatch, stream):
+    """Another step's last line of the log tears no row, and is not lost with the rows (R241)."""
+    shown = terminal()
+    threads = []
+    stop = Progress.stop
+
+    def late(self):
+        kept = sys.stdout if stream == "one that it kept" else None
+        threads.append(threading.Thread(target=lambda: print("late", file=kept, flush=True)))
+        threads[0].start()
+        threads[0].join(0.3)  # it waits for the rows to go
+        stop(self)
+
+    monkeypatch.setattr(Progress, "stop", late)
+    with TerminalBar("first", level=logging.INFO), TerminalBar("second", level=logging.INFO):
+        print("a line")
+    threads[0].join(10)
+    lines = screen(shown.end(), 100)
+    assert lines[0] == "a line"
+    assert sorted(line.split()[0] for line in lines[1:]) == ["first", "late", "second"]
+    assert lines[-1] == "late"
+
+
+def test_a_handler_that_was_made_below_a_bar_writes_above_the_next_one(terminal, log):
+    """It keeps the stream that it found, in the time between two steps too (R241)."""
+    shown = terminal()
+    with TerminalBar("first", level=logging.INFO):
+        log.addHandler(logging.StreamHandler())
+        log.info("in the first")
+    log.info("between")
+    with TerminalBar("second", level=logging.INFO) as bar:
+        bar.progress(RUNNING, standing(5))
+        log.info("in the second")
+    log.info("after")
+    lines = screen(shown.end(), 100)
+    assert [line.split(" ━")[0].split(" starting")[0] for line in lines] == [
+        "in the first",
+        "first",
+        "between",
+        "in the second",
+        "second",
+        "after",
+    ]
+
+
+def test_lines_that_come_while_rows_come_and_go_are_all_there(terminal, log):
+    """Whichever stream their threads have got hold of, none is lost and none stands twice (R241)."""
+    shown = terminal()
+    log.addHandler(logging.StreamHandler())
+    over = threading.Event()
+    said = [0, 0]
+
+    def talk(number):
+        while not over.is_set():
+            line = f"line {number} {said[number]}"
+            log.info(line) if number else print(line, flush=True)
+            said[number] += 1
+
+    threads = [threading.Thread(target=talk, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for number in range(20):
+        with TerminalBar(f"step-{number}", level=logging.INFO) as bar:
+            bar.progress(RUNNING, standing(5))
+    over.set()
+    for thread in threads:
+        thread.join(10)
+    written = re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", shown.end())
+    wanted = [f"line {number} {n}" for number in range(2) for n in range(said[number])]
+    assert sorted(re.findall(r"line \d \d+", written)) == sorted(wanted)
+
+
+def test_the_end_of_a_line_that_comes_after_the_last_row_makes_no_empty_line(terminal):
+    """`print()` writes it apart, and the rows may have gone in between."""
+    shown = terminal()
+    with TerminalBar("score", level=logging.INFO):
+        stream = sys.stdout
+        stream.write("half")
+    stream.write("\n")
+    stream.write("\n")
+    print("after")
+    assert screen(shown.end(), 100)[-2:] == ["half", "after"]
+    assert shown.end().endswith("half\r\n\r\nafter\r\n")
+
+
 def test_colours_are_left_out_where_nobody_wants_them(terminal):
     """NO_COLOR: the bar is still drawn."""
     shown = terminal(NO_COLOR="1")
     with TerminalBar("score", level=logging.INFO) as bar:
-        bar.show(RUNNING, standing(20))
+        bar.progress(RUNNING, standing(20))
     written = shown.end()
     assert not re.search(r"\x1b\[[0-9;]*3[0-9]", written)
     assert "20/40" in written
@@ -295,7 +382,7 @@ def test_no_bar_where_it_is_not_wanted_or_cannot_be_drawn(terminal, level, envir
     """R241: a bar is information, and needs a terminal that can redraw a line."""
     shown = terminal(**environment)
     with TerminalBar("score", level=level) as bar:
-        bar.show(RUNNING, standing(20))
+        bar.progress(RUNNING, standing(20))
     assert shown.end() == ""
 
 
@@ -305,7 +392,7 @@ def test_no_bar_where_standard_error_is_no_terminal(capsys, monkeypatch):
     for stream in (sys.stderr, None):
         monkeypatch.setattr(sys, "stderr", stream)
         with TerminalBar("score", level=logging.INFO) as bar:
-            bar.show(RUNNING, standing(20))
+            bar.progress(RUNNING, standing(20))
     assert capsys.readouterr() == ("", "")
 
 
@@ -317,7 +404,7 @@ def test_what_a_program_writes_into_a_file_stays_out_of_the_terminal(
     with (tmp_path / "rows.txt").open("w") as file:
         monkeypatch.setattr(sys, "stdout", file)
         with TerminalBar("score", level=logging.INFO) as bar:
-            bar.show(RUNNING, standing(20))
+            bar.progress(RUNNING, standing(20))
             print("a row")
     assert (tmp_path / "rows.txt").read_text() == "a row\n"
     assert "a row" not in shown.end()
@@ -327,9 +414,9 @@ def test_a_terminal_that_is_gone_costs_the_run_nothing(terminal):
     """What is only watched never fails a run: the connection to a terminal may break at any time."""
     shown = terminal()
     with TerminalBar("score", level=logging.INFO) as bar:
-        bar.show(RUNNING, standing(20))
+        bar.progress(RUNNING, standing(20))
         become(shown.file, "/dev/full")
-        bar.show(RUNNING, standing(30))
+        bar.progress(RUNNING, standing(30))
     assert sys.stderr is shown.file
     become(shown.file, os.devnull)  # where what it holds can go
     shown.end()

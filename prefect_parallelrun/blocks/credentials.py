@@ -1,36 +1,22 @@
-"""Every Prefect block of this package: credentials of storages, and datasets that were registered.
-
-The entry point of the collection. Datasets load this module by its name when they need a block, since
-they do not know Prefect; so what stands at the end takes and gives plain values.
-"""
+"""Blocks that open a storage or a database: each keeps secrets, and gives fsspec's options."""
 
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import httpx
 from prefect.blocks.core import Block
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectException
-from pydantic import ConfigDict, Field, HttpUrl, SecretStr
+from pydantic import Field, HttpUrl, SecretStr
 
+from prefect_parallelrun.blocks.loading import load
+from prefect_parallelrun.blocks.look import AWS, AZURE, SQL, STRICT, WEB
 from prefect_parallelrun.errors import ConfigError
 from prefect_parallelrun.foreign_blocks import storage_options_of_foreign
 
-_IMAGES = "https://cdn.sanity.io/images/3ugk85nk/production"
-_AZURE = HttpUrl(f"{_IMAGES}/54e3fa7e00197a4fbd1d82ed62494cb58d08c96a-250x250.png")
-_AWS = HttpUrl(f"{_IMAGES}/d74b16fe84ce626345adf235a47008fea2869a60-225x225.png")
-_SQL = HttpUrl(f"{_IMAGES}/3c7dff04f70aaf4528e184a3b028f9e40b98d68c-250x250.png")
-_WEB = HttpUrl(f"{_IMAGES}/c7247cb359eb6cf276734d4b1fbf00fb8930e89e-250x250.png")
-
-_STRICT = ConfigDict(extra="forbid")
-"""A field that a block does not have is a typing error, and not kept beside the others."""
-_PAGE = 200
-"""Block documents that the API gives out at once."""
+_AZURE_PAGE = HttpUrl("https://github.com/fsspec/adlfs")
+_AWS_PAGE = HttpUrl("https://s3fs.readthedocs.io/en/latest/")
+_SQL_PAGE = HttpUrl("https://docs.sqlalchemy.org/en/20/core/engines.html")
+_WEB_PAGE = HttpUrl("https://filesystem-spec.readthedocs.io/en/latest/")
 
 
 class ServicePrincipalCredentials(Block):
@@ -46,9 +32,10 @@ class ServicePrincipalCredentials(Block):
     """
 
     _block_type_name = "Service Principal Credentials"
-    _logo_url = _AZURE
+    _logo_url = AZURE
+    _documentation_url = _AZURE_PAGE
     _description = "A service principal that may read, or write, an Azure storage account."
-    model_config = _STRICT
+    model_config = STRICT
 
     tenant_id: str = Field(description="Tenant (directory) that the service principal is in.")
     service_principal_id: str = Field(description="Client (application) id.")
@@ -82,9 +69,10 @@ class AzureAccountKeyCredentials(Block):
     """
 
     _block_type_name = "Azure Account Key Credentials"
-    _logo_url = _AZURE
+    _logo_url = AZURE
+    _documentation_url = _AZURE_PAGE
     _description = "The key of an Azure storage account."
-    model_config = _STRICT
+    model_config = STRICT
 
     account_name: str = Field(description="Storage account.")
     account_key: SecretStr = Field(description="One of its two keys.")
@@ -116,9 +104,10 @@ class AzureSasCredentials(Block):
     """
 
     _block_type_name = "Azure SAS Credentials"
-    _logo_url = _AZURE
+    _logo_url = AZURE
+    _documentation_url = _AZURE_PAGE
     _description = "A shared access signature for an Azure storage account, or a container of it."
-    model_config = _STRICT
+    model_config = STRICT
 
     account_name: str = Field(description="Storage account.")
     sas_token: SecretStr = Field(description="The signature, with or without its question mark.")
@@ -150,9 +139,10 @@ class S3Credentials(Block):
     """
 
     _block_type_name = "S3 Credentials"
-    _logo_url = _AWS
+    _logo_url = AWS
+    _documentation_url = _AWS_PAGE
     _description = "Keys for S3, or for a storage that speaks as it does."
-    model_config = _STRICT
+    model_config = STRICT
 
     access_key_id: str = Field(description="Access key.")
     secret_access_key: SecretStr = Field(description="Secret key.")
@@ -188,9 +178,10 @@ class HttpCredentials(Block):
     """
 
     _block_type_name = "HTTP Credentials"
-    _logo_url = _WEB
+    _logo_url = WEB
+    _documentation_url = _WEB_PAGE
     _description = "A bearer token, or a user and a password, for files on a web server."
-    model_config = _STRICT
+    model_config = STRICT
 
     token: SecretStr | None = Field(default=None, description="Bearer token.")
     user: str | None = Field(default=None, description="User, where there is no token.")
@@ -226,9 +217,10 @@ class SqlConnection(Block):
     """
 
     _block_type_name = "SQL Connection"
-    _logo_url = _SQL
+    _logo_url = SQL
+    _documentation_url = _SQL_PAGE
     _description = "The URL of a database, password included, as SQLAlchemy has it."
-    model_config = _STRICT
+    model_config = STRICT
 
     url: SecretStr = Field(
         description="dialect+driver://user:password@host:port/database, such as "
@@ -240,32 +232,6 @@ class SqlConnection(Block):
         return {"url": self.url.get_secret_value()}
 
 
-class RegisteredDataset(Block):
-    """One version of a dataset that was registered; use `FileDataset.get_by_name` to have it.
-
-    Example:
-        Load what is known of version 3 of a dataset:
-        ```python
-        from prefect_parallelrun.blocks import RegisteredDataset
-
-        registered = RegisteredDataset.load("BLOCK_NAME")
-        ```
-    """
-
-    _block_type_name = "Registered Dataset"
-    _logo_url = _WEB
-    _description = "One version of a dataset of parallel-run steps; it holds no secret."
-    model_config = _STRICT
-
-    description: str | None = Field(default=None, description="For people.")
-    definition: dict[str, Any] = Field(
-        description="All of the dataset: paths, format, credentials."
-    )
-
-
-# -- for datasets, which know no Prefect --------------------------------------------------------
-
-
 def storage_options_of(name: str) -> dict[str, Any]:
     """Return the fsspec `storage_options` that a block gives.
 
@@ -275,21 +241,7 @@ def storage_options_of(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such block, it opens no storage, or Prefect's API does not answer.
     """
-    with _api(f"credentials {name!r}"):
-        try:
-            # Without this, an async flow would be given a coroutine.
-            block = Block.load(name, _sync=True)  # type: ignore[call-arg]
-        except ValueError as error:
-            if not isinstance(error.__cause__, ObjectNotFound):
-                # Never its text: it may quote what the block holds.
-                raise ConfigError(
-                    f"credentials {name!r} cannot be read: the block does not fit its type, or the "
-                    f"collection with that type is not installed ({type(error).__name__})"
-                ) from None
-            raise ConfigError(
-                f"credentials {name!r}: there is no such block in Prefect; make it with "
-                f"block.save({name.partition('/')[2]!r}), or on the Blocks page"
-            ) from None
+    block = load(name, f"credentials {name!r}")
     give = getattr(block, "storage_options", None)
     options = give() if callable(give) else storage_options_of_foreign(block)
     if options is None:
@@ -298,78 +250,6 @@ def storage_options_of(name: str) -> dict[str, Any]:
             "prefect_parallelrun.blocks, or one with a method storage_options()"
         )
     return dict(options)
-
-
-def registered_versions(name: str) -> dict[int, dict[str, Any]]:
-    """Return the definition of each version of a registered dataset; empty where there is none.
-
-    Raises:
-        ConfigError: Prefect's API does not answer.
-    """
-    version = re.compile(re.escape(name) + r"-v([1-9][0-9]*)")
-    with _api(f"dataset {name!r}"):
-        documents = _documents(f"{name}-v")
-        named = [(version.fullmatch(one["name"] or ""), one["data"]) for one in documents]
-    return {int(match[1]): data["definition"] for match, data in named if match}
-
-
-def keep_version(
-    name: str, version: int, definition: dict[str, Any], description: str | None
-) -> bool:
-    """Keep one version of a dataset, unless there is one by now; return whether it was kept.
-
-    Raises:
-        ConfigError: Prefect's API does not answer, or refuses it.
-    """
-    block = RegisteredDataset(definition=definition, description=description)
-    with _api(f"dataset {name!r}"):
-        try:
-            block.save(f"{name}-v{version}", _sync=True)  # type: ignore[call-arg]
-        except ValueError as error:
-            if isinstance(error.__cause__, ObjectAlreadyExists):
-                return False
-            raise
-    return True
-
-
-def _documents(beginning: str) -> Iterator[dict[str, Any]]:
-    """Yield the documents of registered datasets whose names hold a text."""
-    slug = RegisteredDataset.get_block_type_slug()
-    with get_client(sync_client=True) as client:
-        try:
-            block_type = client.read_block_type_by_slug(slug)
-        except ObjectNotFound:
-            return  # nothing was ever registered
-        wanted = {"block_type_id": {"any_": [str(block_type.id)]}, "name": {"like_": beginning}}
-        offset = 0
-        while True:
-            page = client.request(
-                "POST",
-                "/block_documents/filter",
-                json={"block_documents": wanted, "limit": _PAGE, "offset": offset},
-            ).json()
-            yield from page
-            offset += _PAGE
-            if len(page) < _PAGE:
-                return
-
-
-@contextmanager
-def _api(what: str) -> Iterator[None]:
-    """Say of whatever goes wrong with Prefect's API what it was needed for.
-
-    Raises:
-        ConfigError: something did.
-    """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (httpx.HTTPError, PrefectException, OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"{what}: Prefect's API, which keeps it, gave no answer that helps "
-            f"({type(error).__name__}); set PREFECT_API_URL to a server that runs"
-        ) from None
 
 
 def _given(**options: Any) -> dict[str, Any]:

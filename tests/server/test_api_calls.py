@@ -1,0 +1,108 @@
+"""What a step asks of Prefect's API."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.events.clients import PrefectEventsClient
+
+from prefect_parallelrun import ParallelRunConfig, ParallelRunStep
+
+SCRIPT = "def run(mini_batch, context):\n    return [context.minibatch_index]\n"
+TIMED = {
+    "GET /api/csrf-token",
+    "GET /api/flow_runs/…",
+    "PATCH /api/artifacts/…",
+    "POST /api/events",
+    "POST /api/flow_runs/filter",
+    "POST /api/logs/",
+}
+"""What a run asks or tells every second or more, as long as it lasts, and what goes with that; events that
+wait for one another go in one request."""
+PUT_OFF = (429, 502, 503)
+"""Answers after which Prefect's client asks the same again (`PrefectHttpxAsyncClient` in Prefect 3)."""
+ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
+
+
+@dataclass
+class Asked:
+    """Requests and events of this process, by kind."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+
+    def take(self) -> Counter[str]:
+        """Return what was asked since the last time."""
+        taken, self.kinds = self.kinds, Counter()
+        return taken
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Count whatever this process sends to the API, below all of Prefect's clients."""
+    found = Asked()
+    sent, sent_async = (
+        httpx.HTTPTransport.handle_request,
+        httpx.AsyncHTTPTransport.handle_async_request,
+    )
+    emitted = PrefectEventsClient._emit
+
+    def counted(request, response):
+        # What a busy server puts off (SQLite is locked, say) Prefect's client asks again: it is asked once.
+        kind = f"{request.method} {ID.sub('…', request.url.path)}"
+        found.kinds[kind] += response.status_code not in PUT_OFF
+        return response
+
+    def send(self, request):
+        return counted(request, sent(self, request))
+
+    async def send_async(self, request):
+        return counted(request, await sent_async(self, request))
+
+    async def emit(self, event):
+        found.kinds[f"event {event.event}"] += 1
+        return await emitted(self, event)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", send)
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", send_async)
+    monkeypatch.setattr(PrefectEventsClient, "_emit", emit)
+    return found
+
+
+# What grows with the mini-batches does so each time; what a busy server makes Prefect's client ask, does not.
+@pytest.mark.flaky(reruns=2)
+def test_calls_of_the_api_do_not_grow_with_the_mini_batches(here, asked, tmp_path):
+    """A step of 5,000 mini-batches asks Prefect for what one of 10 asks for, as often, but for what is
+    asked or told every so many seconds (R240)."""
+    (tmp_path / "score.py").write_text(SCRIPT)
+
+    @flow
+    def score(count):
+        step = ParallelRunStep(
+            "count-calls",
+            ParallelRunConfig("score.py", source_directory=str(tmp_path), process_count_per_node=1),
+            [],
+            arguments=["--rank_mini_batch_count", str(count)],
+        )
+        return step().mini_batches.succeeded
+
+    def counted(count):
+        began = time.monotonic()
+        assert score(count) == count
+        return asked.take(), time.monotonic() - began
+
+    counted(1)  # what is asked once by each process is no part of it
+    few, few_s = counted(10)
+    many, many_s = counted(5_000)
+
+    assert many["POST /api/flow_runs/"] == 1
+    for kind in {*few, *many} - TIMED:
+        assert few[kind] == many[kind], (kind, few, many)
+    for kind in TIMED:
+        assert few[kind] <= 3 + 1.5 * few_s, (kind, few, few_s)
+        assert many[kind] <= 3 + 1.5 * many_s, (kind, many, many_s)
