@@ -63,7 +63,9 @@ class Cluster:
     ) -> None:
         self._log = log
         self._watch = watch
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        # Not SimpleQueue: up to Python 3.11 its get() waits for ever, whatever its limit, where a signal
+        # breaks into it that is handled past that limit; so a Ctrl-C in an asynchronous flow was lost.
+        self._events: queue.Queue[Event] = queue.Queue()
         self._closing = False
         self._shutdown_s = 0.0
         self._target = Target(target, node_count=node_count, log=log, watch=watch)

@@ -67,7 +67,7 @@ class Nodes:
         first_node: int,
         step: str,
         topic: str,
-        events: queue.SimpleQueue[Event],
+        events: queue.Queue[Event],
         log: logging.Logger,
     ) -> None:
         self._target = target

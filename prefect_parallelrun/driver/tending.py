@@ -39,7 +39,7 @@ class Tending:
         target: Target,
         *,
         node_count: int,
-        events: queue.SimpleQueue[Event],
+        events: queue.Queue[Event],
         log: logging.Logger,
     ) -> None:
         self._nodes = nodes

@@ -18,6 +18,7 @@ import distributed
 import pytest
 
 from prefect_parallelrun.driver import target
+from prefect_parallelrun.driver.schedule import TICK_S
 from prefect_parallelrun.errors import ClusterError, EntryScriptError
 from prefect_parallelrun.node import agent
 from tests.dask.conftest import lines
@@ -26,6 +27,48 @@ from tests.dask.faults import EXPECTED, Meanwhile, living, supervisor_of, told, 
 
 class Stop(Exception):
     """What `watch` raises."""
+
+
+# -- signals ---------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_that_is_handled_late_does_not_hold_the_driver_up(run, numbers):
+    """Design 5: after it, too, whoever watches is asked whether the run is to stop."""
+    handled, signals = threading.Event(), []
+
+    def handle(*_):
+        time.sleep(3 * TICK_S)  # as long as a busy machine may take to come to it
+        handled.set()
+
+    def watch():
+        if started.exists() and not handled.is_set():
+            # In the middle of the wait for news that comes next.
+            signals.append(threading.Timer(TICK_S / 2, os.kill, (os.getpid(), signal.SIGUSR1)))
+            signals[-1].start()
+        if handled.is_set():
+            raise Stop
+
+    started = numbers.parent / "started"
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(Stop):
+            run(
+                f"""
+                import pathlib, time
+
+                def run(mini_batch):
+                    pathlib.Path({str(started)!r}).touch()
+                    time.sleep(300)
+                """,
+                numbers,
+                watch=watch,
+                run_invocation_timeout=600,
+            )
+    finally:
+        for one in signals:
+            one.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 # -- all fail alike --------------------------------------------------------------------------
