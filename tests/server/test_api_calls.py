@@ -11,6 +11,7 @@ import httpx
 import pytest
 from prefect import flow
 from prefect.events.clients import PrefectEventsClient
+from prefect.events.worker import EventsWorker
 
 from prefect_parallelrun import ParallelRunConfig, ParallelRunStep
 
@@ -25,6 +26,9 @@ TIMED = {
 }
 """What a run asks or tells every second or more, as long as it lasts, and what goes with that; events that
 wait for one another go in one request."""
+CLIENTS = 6
+"""Each asks for a token at first: Prefect's for flow, task and log, and ours, of which a short run may make
+some or none."""
 PUT_OFF = (429, 502, 503)
 """Answers after which Prefect's client asks the same again (`PrefectHttpxAsyncClient` in Prefect 3)."""
 ID = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
@@ -74,8 +78,6 @@ def asked(monkeypatch):
     return found
 
 
-# What grows with the mini-batches does so each time; what a busy server makes Prefect's client ask, does not.
-@pytest.mark.flaky(reruns=2)
 def test_calls_of_the_api_do_not_grow_with_the_mini_batches(here, asked, tmp_path):
     """A step of 5,000 mini-batches asks Prefect for what one of 10 asks for, as often, but for what is
     asked or told every so many seconds (R240)."""
@@ -94,6 +96,7 @@ def test_calls_of_the_api_do_not_grow_with_the_mini_batches(here, asked, tmp_pat
     def counted(count):
         began = time.monotonic()
         assert score(count) == count
+        EventsWorker.drain_all(at_exit=False)  # it counts what it sends, maybe after the flow's end
         return asked.take(), time.monotonic() - began
 
     counted(1)  # what is asked once by each process is no part of it
@@ -104,5 +107,6 @@ def test_calls_of_the_api_do_not_grow_with_the_mini_batches(here, asked, tmp_pat
     for kind in {*few, *many} - TIMED:
         assert few[kind] == many[kind], (kind, few, many)
     for kind in TIMED:
-        assert few[kind] <= 3 + 1.5 * few_s, (kind, few, few_s)
-        assert many[kind] <= 3 + 1.5 * many_s, (kind, many, many_s)
+        once = CLIENTS if kind == "GET /api/csrf-token" else 3
+        assert few[kind] <= once + 1.5 * few_s, (kind, few, few_s)
+        assert many[kind] <= once + 1.5 * many_s, (kind, many, many_s)
