@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -209,16 +210,16 @@ class Node:
         return self.wait()
 
     def wait(self) -> int:
+        """Read what comes until the supervisor has ended, to the last of it; return its exit code."""
         deadline = time.monotonic() + DEADLINE_S
-        while self._process.poll() is None and time.monotonic() < deadline:
-            self._socket.settimeout(0.02)
-            try:
-                data = self._socket.recv(1 << 16)
-            except TimeoutError:
-                continue
-            for _kind, _tag, raw in self._splitter.feed(data):
-                (frame,) = channel.frames(raw)
-                self._take(frame)
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while (left := deadline - time.monotonic()) > 0:
+                self._socket.settimeout(left)
+                if not (data := self._socket.recv(1 << 16)):
+                    break
+                for _kind, _tag, raw in self._splitter.feed(data):
+                    (frame,) = channel.frames(raw)
+                    self._take(frame)
         return self._process.wait(timeout=1)
 
     def close(self) -> None:

@@ -12,10 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowFilter,
+    FlowFilterName,
+)
+from prefect.client.schemas.sorting import FlowRunSort
 from sklearn.datasets import load_sample_image
 
 from tests.storage.servers import lacking
@@ -55,9 +62,10 @@ def chained(server, tmp_path_factory):
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         printed.append(ended.stdout)
-    wanted = {"flows": {"name": {"any_": ["chained"]}}, "sort": "EXPECTED_START_TIME_ASC"}
-    found = httpx.post(f"{server.api}/flow_runs/filter", json=wanted).json()
-    return Chained(folder, printed, [run["id"] for run in found])
+    wanted = FlowFilter(name=FlowFilterName(any_=["chained"]))
+    with SyncPrefectClient(server.api) as client:  # which asks a busy server again
+        found = client.read_flow_runs(flow_filter=wanted, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    return Chained(folder, printed, [str(run.id) for run in found])
 
 
 @dataclass
@@ -161,9 +169,10 @@ def test_the_page_of_a_flow_run_has_its_graph_and_cached_steps(chained, browse):
 def test_the_pages_of_artifacts_tell_how_a_step_got_on(chained, browse, server):
     """Progress and summary of a step are among the artifacts of its flow run, and read as they are
     meant to: counts in a table, the closing line, where to look (R208)."""
-    wanted = {"artifacts": {"flow_run_id": {"any_": chained.flow_runs[:1]}}}
-    found = httpx.post(f"{server.api}/artifacts/filter", json=wanted).json()
-    ids = {artifact["key"]: artifact["id"] for artifact in found}
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=chained.flow_runs[:1]))
+    with SyncPrefectClient(server.api) as client:
+        found = client.read_artifacts(artifact_filter=wanted)
+    ids = {artifact.key: str(artifact.id) for artifact in found}
 
     with browse(f"/v2/artifacts/artifact/{ids['match-tiles-progress']}") as progress:
         progress.says("Completed: 26 of 26 mini-batches", "Progress: 100%")
