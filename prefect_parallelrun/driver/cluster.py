@@ -6,10 +6,8 @@ The seam is small on purpose (submit, collect, close): the run does not know wha
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import queue
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -17,6 +15,7 @@ import distributed
 
 from prefect_parallelrun.driver.bundle import Bundle
 from prefect_parallelrun.driver.events import BundleEnded, Event
+from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node
 from prefect_parallelrun.driver.nodes import JOIN_S, Nodes
 from prefect_parallelrun.driver.sources import Fetched
@@ -63,9 +62,7 @@ class Cluster:
     ) -> None:
         self._log = log
         self._watch = watch
-        # Not SimpleQueue: up to Python 3.11 its get() waits for ever, whatever its limit, where a signal
-        # breaks into it that is handled past that limit; so a Ctrl-C in an asynchronous flow was lost.
-        self._events: queue.Queue[Event] = queue.Queue()
+        self._events: Mailbox[Event] = Mailbox()
         self._closing = False
         self._shutdown_s = 0.0
         self._target = Target(target, node_count=node_count, log=log, watch=watch)
@@ -130,14 +127,7 @@ class Cluster:
             ClusterError: the scheduler is gone.
         """
         self._check()
-        try:
-            events = [self._events.get(timeout=timeout_s)]
-        except queue.Empty:
-            return []
-        with contextlib.suppress(queue.Empty):
-            while True:
-                events.append(self._events.get_nowait())
-        return events
+        return self._events.collect(timeout_s)
 
     def close(self, *, gracefully: bool) -> None:
         """End the run on every node and let go of the cluster; nothing of ours is left on it.

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import queue
 import time
 import uuid
 from collections import Counter
@@ -26,6 +25,7 @@ from prefect_parallelrun.driver.events import (
     NodeNews,
     NoSideInputs,
 )
+from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node, task_name
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.node import agent
@@ -67,7 +67,7 @@ class Nodes:
         first_node: int,
         step: str,
         topic: str,
-        events: queue.Queue[Event],
+        events: Mailbox[Event],
         log: logging.Logger,
     ) -> None:
         self._target = target

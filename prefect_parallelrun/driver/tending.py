@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import logging
 import math
-import queue
 
 from prefect_parallelrun.driver.events import Event, NoWorkerLeft
+from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.nodes import Nodes
 from prefect_parallelrun.driver.target import Target
 
@@ -39,7 +39,7 @@ class Tending:
         target: Target,
         *,
         node_count: int,
-        events: queue.Queue[Event],
+        events: Mailbox[Event],
         log: logging.Logger,
     ) -> None:
         self._nodes = nodes
