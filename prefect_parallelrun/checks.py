@@ -146,6 +146,20 @@ def names(name: str, value: Any) -> tuple[str, ...] | None:
     return tuple(given)
 
 
+def gpus_per_process(name: str, value: Any) -> float | None:
+    """Return None, a number of GPUs, or a fraction of one that several processes share."""
+    if value is None:
+        return None
+    fits = type(value) in (int, float) and (0 < value < 1 or value in range(1025))
+    if not fits:
+        raise unfit(
+            name,
+            value,
+            "a whole number of GPUs such as 2, or a fraction such as 0.25 (then 4 processes share one)",
+        )
+    return value if 0 < value < 1 else int(value)
+
+
 def environment_variables(name: str, value: Any) -> dict[str, str] | None:
     """Return names and texts that can be put into a process's environment; numbers become texts."""
     if value is None:

@@ -90,7 +90,7 @@ _CHECKS: dict[str, checks.Check] = {
     "run_max_try": checks.whole_number(least=1),
     "isolate_failures": checks.flag,
     "speculative_copies": checks.flag,
-    "gpus_per_process": checks.whole_number(least=0, optional=True),
+    "gpus_per_process": checks.gpus_per_process,
     "source_limits": checks.source_limits,
     "description": checks.text,
 }
@@ -170,8 +170,9 @@ class ParallelRunConfig(BaseModel):
     """Whether a mini-batch that failed for good is halved until the failing items stand alone."""
     speculative_copies: bool = False
     """Whether the slowest mini-batches get a second copy at the end, on an idle process."""
-    gpus_per_process: int | None = None
-    """GPUs that each worker process sees."""
+    gpus_per_process: int | float | None = None
+    """GPUs that each worker process sees, alone; of a fraction such as 0.25 four processes share one, and
+    0 hides them. Without it each sees one, as long as there are some."""
     source_limits: tuple[int | str, int] = ("300MB", 2000)
     """Largest size and number of files of the source."""
     description: str | None = None
@@ -203,7 +204,7 @@ class ParallelRunConfig(BaseModel):
             run_max_try: int | PipelineParameter | None = 3,
             isolate_failures: bool = False,
             speculative_copies: bool = False,
-            gpus_per_process: int | None = None,
+            gpus_per_process: int | float | None = None,
             source_limits: Sequence[int | str] = ("300MB", 2000),
             description: str | None = None,
         ) -> None: ...

@@ -41,7 +41,6 @@ RESERVED_ARGUMENTS = frozenset(
 _NOT_YET: dict[str, tuple[Any, ...]] = {
     "environment": (None,),
     "speculative_copies": (False,),
-    "gpus_per_process": (None,),
 }
 """Settings of which only these values work so far."""
 

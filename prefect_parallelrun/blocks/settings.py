@@ -87,7 +87,7 @@ class ParallelRunConfigBlock(Block):
     run_max_try: int = _setting("run_max_try")
     isolate_failures: bool = _setting("isolate_failures")
     speculative_copies: bool = _setting("speculative_copies")
-    gpus_per_process: int | None = _setting("gpus_per_process")
+    gpus_per_process: float | None = _setting("gpus_per_process")
     source_limits: list[int | str] = _setting("source_limits")
     # Never None: the pages of Prefect 3.8 mistake the values of a block that is edited for a JSON schema,
     # in which this must be a text.

@@ -48,6 +48,7 @@ SHOW_S = 0.2
 """How often whoever watches is told where the run stands."""
 TROUBLE = {
     "logs_lost": "log files are lost, but nothing else",
+    "gpus_lacking": "it has fewer GPUs than asked for",
     "monitor_trouble": "its resources are not watched as they should be",
 }
 """What a node goes on without, by the event that tells of it."""

@@ -18,6 +18,7 @@ from prefect_parallelrun.driver import described
 from prefect_parallelrun.driver.described import Described
 from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
+from prefect_parallelrun.node import gpus
 
 REMEMBERED_MESSAGES = 10
 """Each of Dask's connections keeps its last 1,000 messages for debugging. Ours carry the paths of up to
@@ -259,11 +260,14 @@ def _embedded(node_count: int) -> distributed.LocalCluster:
     `memory_limit=0`: the workers would pause whenever the flow itself uses memory.
     """
     cores = len(os.sched_getaffinity(0))
+    gpu_count = gpus.find({}).count
     return distributed.LocalCluster(
         n_workers=node_count,
         threads_per_worker=max(1, cores // node_count),
         processes=False,
         memory_limit=0,
+        # Each sees them all; which process has which is settled host-wide.
+        resources={gpus.RESOURCE: gpu_count} if gpu_count else {},
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,

@@ -14,6 +14,8 @@ from prefect_parallelrun_runtime import messages
 SHUTDOWN_TIMEOUT_S = 30.0
 KILL_GRACE_S = 0.5
 """Between SIGTERM, which a script may use to clean up, and SIGKILL."""
+NICENESS = 5
+"""Of worker processes: where scripts take all cores, the Dask worker and the supervisor still answer."""
 
 
 def worker_settings(
@@ -35,6 +37,10 @@ def worker_settings(
         step=definition.name,
         node="",
         process_count=config.process_count_per_node or 0,
+        gpus=[],
+        gpu_count=0,
+        gpus_per_process=1.0 if config.gpus_per_process is None else config.gpus_per_process,
+        niceness=NICENESS,
         python="",
         environment=dict(config.environment_variables or {}),
         runtime_folder=str(RUNTIME_FOLDER),

@@ -25,7 +25,7 @@ import psutil
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.errors import ClusterError
-from prefect_parallelrun.node import gpus, snapshot
+from prefect_parallelrun.node import gpus, snapshot, threads
 from prefect_parallelrun.node.fetching import Fetching
 from prefect_parallelrun.node.metrics import Metrics, Tally
 from prefect_parallelrun.node.monitor import Monitor
@@ -117,12 +117,16 @@ class NodeAgent(distributed.WorkerPlugin):
         folder = self._folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
         settings = self._settings
         settings["arguments"] = with_paths(settings["arguments"], self._fetching.begin(folder))
-        gpu_count = gpus.count(worker.state.total_resources)
+        given = settings["environment"]
+        found = gpus.find(worker.state.total_resources, {**os.environ, **given})
+        settings["gpus"], settings["gpu_count"] = list(found.gpus), found.count
+        if found.trouble:
+            self._publish({"name": "gpus_lacking", "reason": found.trouble})
         settings["process_count"] = settings["process_count"] or (
-            1 if gpu_count else worker.state.nthreads
+            1 if found.gpus and settings["gpus_per_process"] else worker.state.nthreads
         )
         settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
-        settings["environment"] = self._environment(gpu_count)
+        settings["environment"] = self._environment(given)
         settings["python"] = settings["python"] or sys.executable
         settings["source_folder"] = str(folder / "source")
         settings["work_folder"] = str(folder)
@@ -136,7 +140,7 @@ class NodeAgent(distributed.WorkerPlugin):
             self._observe(supervision.pid)
         return {
             "processes": settings["process_count"],
-            "gpus": gpu_count,
+            "gpus": found.count,
             "host": socket.gethostname(),
             "pid": supervision.pid,
         }
@@ -224,13 +228,17 @@ class NodeAgent(distributed.WorkerPlugin):
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _environment(self, gpu_count: int) -> dict[str, str]:
+    def _environment(self, given: dict[str, str]) -> dict[str, str]:
+        settings, worker = self._settings, self._worker
         inherited = {k: v for k, v in os.environ.items() if k not in SECRETS}
-        return {
-            **inherited,
-            "AZ_BATCHAI_GPU_COUNT_FOUND": str(gpu_count),
-            **self._settings["environment"],
-        }
+        shared = threads.settings(
+            given,
+            cores=worker.state.nthreads,
+            processes=settings["process_count"],
+            has_nanny=worker.nanny is not None,
+        )
+        gpu_count = str(settings["gpu_count"])
+        return {**inherited, "AZ_BATCHAI_GPU_COUNT_FOUND": gpu_count, **given, **shared}
 
     def _observe(self, supervisor: int) -> None:
         """Begin with what people look at; it never fails the node."""

@@ -28,6 +28,7 @@ class Crew:
         self._names = 0
         self._failures_in_row = 0
         self._tired = False
+        self._gpus_told = False
         self._start_at = 0.0
         self._by_name: dict[str, processes.WorkerProcess] = {}
 
@@ -73,6 +74,22 @@ class Crew:
             self._free.pop()
             self._by_name[name] = process
             yield process
+
+    def lacking_gpus(self) -> str:
+        """Say once, when all have been started, which of them have no GPU though the node has some, or is to."""
+        wanted = self._settings["gpus_per_process"]
+        if self._gpus_told or self._free or not wanted:
+            return ""
+        self._gpus_told = True
+        gpus = self._settings["gpu_count"]
+        without = [process.name for process in self if not process.lease.gpus]
+        if not without:
+            return ""
+        return (
+            f"{', '.join(without)} of its {len(self)} processes run without a GPU: with "
+            f"gpus_per_process={wanted:g}, the {gpus} of the node (of its host, if nodes share it) are "
+            "not enough"
+        )
 
     def succeeded(self) -> None:
         """Count a start that led to a process which has worked."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 
 class Files(TypedDict):
@@ -22,6 +22,15 @@ class Files(TypedDict):
     """Every mini-batch, as it is picked up and as it ends (R61)."""
     profile: str
     system_error: str
+
+
+class Gpu(TypedDict):
+    """A GPU of a node, or an instance of one."""
+
+    visible: str
+    """Its entry in `CUDA_VISIBLE_DEVICES`."""
+    key: str
+    """The same for all nodes of a host that see it: its UUID, where that is known."""
 
 
 class AppendRow(TypedDict):
@@ -42,6 +51,14 @@ class Settings(TypedDict):
     node: str
     """`node000`"""
     process_count: int
+    gpus: list[Gpu]
+    """That the node sees, in the order in which its processes get them; empty for none."""
+    gpu_count: int
+    """So many of them are the node's at a time; the others are those of other nodes of its host."""
+    gpus_per_process: float
+    """How many each process gets; of a fraction, several share one. 0: none sees any."""
+    niceness: int
+    """Added to that of the Dask worker, for the worker processes."""
     python: str
     """The interpreter of the worker processes."""
     environment: dict[str, str]
@@ -159,6 +176,7 @@ class Event(TypedDict, total=False):
     `shutdown_failed` (with `error`; `shutdown()` raised, took too long or was killed),
     `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row);
     `logs_lost` (once per node, with `reason`: log files cannot be written, and are not);
+    `gpus_lacking` (once per node, with `reason`: which of the first processes have no GPU);
     and, of the agent: `monitor_trouble` (each once, with `reason`: what cannot be sampled); `fetching` (it gets on with its side inputs, as `reason` tells), `bundle_fetched`
     (with `bundle` and `seconds`: the data of its mini-batches is there, or known not to come).
     """

@@ -11,7 +11,7 @@ import time
 import traceback
 from typing import NamedTuple, NoReturn
 
-from prefect_parallelrun_runtime import channel, failures, link, page, process_log, reaper
+from prefect_parallelrun_runtime import channel, failures, leases, link, page, process_log, reaper
 from prefect_parallelrun_runtime.messages import Error, Settings
 
 _STACKS_POLL_S = 0.02
@@ -50,6 +50,8 @@ class Grounds(NamedTuple):
     """How many a process may have open: the limit that was there before the supervisor raised its own."""
     address: str
     """IP address of this host."""
+    leases: leases.Leases
+    """Of GPUs."""
 
 
 def prepare(settings: Settings) -> Grounds:
@@ -67,7 +69,7 @@ def prepare(settings: Settings) -> Grounds:
     needed = _DESCRIPTORS * (settings["process_count"] + 2)
     if soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
-    return Grounds(settings, folders, files, (soft, hard), _address())
+    return Grounds(settings, folders, files, (soft, hard), _address(), leases.Leases(settings))
 
 
 def _address() -> str:
@@ -129,7 +131,10 @@ class WorkerProcess:
             raise StartError(name, error) from error
         self.started_at = self.moved_at = time.monotonic()
         self.lines = process_log.Lines(grounds.address, self.pid)
-        self.log(self.lines.now("started"))
+        shown = self.lease.environment["CUDA_VISIBLE_DEVICES"] if settings["gpus"] else ""
+        self.log(
+            self.lines.now(f"started | GPU {shown or 'none'}" if settings["gpus"] else "started")
+        )
 
     def file(self, kind: str) -> str:
         """Return the path of one of its log files, `kind` being a key of `messages.Files`."""
@@ -158,11 +163,14 @@ class WorkerProcess:
             stderr = self._open_log("stderr")
             done.callback(os.close, stderr)
             inherited = (theirs.fileno(), self.page.fd, self._claims_out)
+            self.lease = grounds.leases.take()
+            failing.callback(self.lease.close)
             supervisor = os.getpid()
             self.pid = os.fork()
             if self.pid == 0:
-                logs = (stdout, stderr)
-                _become_worker(supervisor, grounds, folder, logs, inherited, self._environment())
+                logs, kept = (stdout, stderr), self.lease.files
+                environment = self._environment()
+                _become_worker(supervisor, grounds, folder, logs, inherited, kept, environment)
             failing.callback(reaper.send, self.pid, signal.SIGKILL)
             self.pidfd = os.pidfd_open(self.pid)
             failing.pop_all()
@@ -191,6 +199,8 @@ class WorkerProcess:
         paths = [self._settings["runtime_folder"], environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         environment["AZUREML_BI_OUTPUT_PATH"] = self._settings["output_folder"]
+        if self._settings["gpus"]:
+            environment.update(self.lease.environment)
         environment[name] = value
         return environment
 
@@ -249,6 +259,7 @@ class WorkerProcess:
         os.close(self.pidfd)
         os.close(self._claims_out)
         os.close(self._claims_in)
+        self.lease.close()
 
 
 def _become_worker(
@@ -257,6 +268,7 @@ def _become_worker(
     folder: str,
     logs: tuple[int, int],
     inherited: tuple[int, int, int],
+    kept: list[int],
     environment: dict[str, str],
 ) -> NoReturn:
     """Turn a fresh fork of the supervisor, which has one thread, into a worker process."""
@@ -271,9 +283,10 @@ def _become_worker(
         # The kernel shall take a worker process for memory, not the Dask worker that it serves.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
+        os.nice(settings["niceness"])
         _lay_out_source(grounds, folder)
         os.chdir(folder)
-        for fd in inherited:
+        for fd in (*inherited, *kept):
             os.set_inheritable(fd, True)
         resource.setrlimit(resource.RLIMIT_NOFILE, grounds.descriptors)
         boot = _BOOT.format(settings["runtime_folder"], *inherited)
