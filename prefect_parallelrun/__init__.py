@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         SqlConnection,
     )
     from prefect_parallelrun.cache_policy import ReusePolicy
+    from prefect_parallelrun.compute_target import DaskComputeTarget
     from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
     from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig, TabularDataset
+    from prefect_parallelrun.environment import Environment
     from prefect_parallelrun.errors import (
         ClusterError,
         ConfigError,
@@ -44,6 +46,8 @@ _MODULES = {
     "ParallelRunStep": "prefect_parallelrun.step",
     "ParallelRunConfig": "prefect_parallelrun.config",
     "ParallelRunResult": "prefect_parallelrun.result",
+    "DaskComputeTarget": "prefect_parallelrun.compute_target",
+    "Environment": "prefect_parallelrun.environment",
     "PipelineParameter": "prefect_parallelrun.config",
     "ReusePolicy": "prefect_parallelrun.cache_policy",
     "FileDataset": "prefect_parallelrun.datasets",
@@ -76,10 +80,12 @@ __all__ = [
     "AzureSasCredentials",
     "ClusterError",
     "ConfigError",
+    "DaskComputeTarget",
     "DaskComputeTargetBlock",
     "DatasetError",
     "EntryScript",
     "EntryScriptError",
+    "Environment",
     "ErrorThresholdExceeded",
     "FileDataset",
     "HttpCredentials",

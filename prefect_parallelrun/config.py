@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from prefect_parallelrun import checks, yaml_document
+from prefect_parallelrun.environment import Environment
 from prefect_parallelrun.errors import ConfigError, refuse
 
 YAML_KEY = "parallel_run_config"
@@ -83,7 +84,7 @@ _CHECKS: dict[str, checks.Check] = {
     "compute_target": checks.compute_target,
     "node_count": checks.whole_number(least=1),
     "process_count_per_node": checks.whole_number(least=1, optional=True),
-    "environment": checks.optional_location,
+    "environment": Environment.of,
     "environment_variables": checks.environment_variables,
     "logging_level": checks.choice("WARNING", "INFO", "DEBUG"),
     "run_invocation_timeout": checks.real_number(above=0, unit=" of seconds"),
@@ -156,8 +157,9 @@ class ParallelRunConfig(BaseModel):
     """Number of nodes: Dask workers that host worker processes."""
     process_count_per_node: Changeable[int | None] = None
     """Worker processes on each node; without it the number of cores."""
-    environment: str | None = None
-    """The Python environment of the worker processes; without it the one of the node."""
+    environment: Environment | None = None
+    """The Python environment of the worker processes; without it the one of the node. A path means an
+    interpreter, or a virtual environment, that is there on the nodes."""
     environment_variables: dict[str, str] | None = None
     """Set in each worker process before it starts."""
     logging_level: Changeable[Literal["WARNING", "INFO", "DEBUG"]] = "INFO"
@@ -197,7 +199,7 @@ class ParallelRunConfig(BaseModel):
             compute_target: Any = None,
             node_count: int | PipelineParameter = 1,
             process_count_per_node: int | PipelineParameter | None = None,
-            environment: str | Path | None = None,
+            environment: Environment | Mapping[str, Any] | str | Path | None = None,
             environment_variables: Mapping[str, str | int | float] | None = None,
             logging_level: str | PipelineParameter | None = "INFO",
             run_invocation_timeout: int | float | PipelineParameter | None = 60,
@@ -328,6 +330,8 @@ class ParallelRunConfig(BaseModel):
                 default = value.default_value
                 default = list(default) if isinstance(default, tuple) else default
                 value = {"pipeline_parameter": {"name": value.name, "default_value": default}}
+            elif isinstance(value, Environment):
+                value = value.as_saved()
             saved[name] = list(value) if isinstance(value, tuple) else value
         content = yaml.safe_dump({YAML_KEY: saved}, sort_keys=False)
         Path(path).write_text(content, encoding="utf-8")

@@ -39,7 +39,6 @@ RESERVED_ARGUMENTS = frozenset(
 """Names that Azure's driver puts into `sys.argv` itself (R106)."""
 
 _NOT_YET: dict[str, tuple[Any, ...]] = {
-    "environment": (None,),
     "speculative_copies": (False,),
 }
 """Settings of which only these values work so far."""

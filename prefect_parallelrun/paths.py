@@ -190,6 +190,10 @@ class RunPaths:
         names = [path.stem for path in self.logs.glob("*/*/node*")]
         return max((int(name[4:]) + 1 for name in names if name[4:].isdecimal()), default=0)
 
+    def environment_log(self, node: str) -> Path:
+        """Return the file with what was said while a node's Python environment was built."""
+        return self.logs / "sys" / "environment" / f"{node}.txt"
+
     def process_error(self, node: str, process: str) -> str:
         """Return the file with the full stack traces of one worker process."""
         return self.node_files(node)["error"].replace("{process}", process)

@@ -48,10 +48,12 @@ class NoWorkerLeft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NoSideInputs:
-    """The first node to come cannot have the side inputs; others would try as long, in vain."""
+class NodeLacks:
+    """The first node to come cannot have what the run needs; others would try as long, in vain."""
 
     node: str
+    lacking: str
+    """`side inputs`, or `environment`."""
     reason: str
 
 
@@ -70,4 +72,4 @@ class BundleEnded:
     frames: bytes
 
 
-Event = NodeJoined | NodeLost | NoSideInputs | NoWorkerLeft | NodeNews | BundleEnded
+Event = NodeJoined | NodeLost | NodeLacks | NoWorkerLeft | NodeNews | BundleEnded

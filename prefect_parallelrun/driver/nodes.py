@@ -21,9 +21,9 @@ import distributed
 from prefect_parallelrun.driver.events import (
     Event,
     NodeJoined,
+    NodeLacks,
     NodeLost,
     NodeNews,
-    NoSideInputs,
 )
 from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node, task_name
@@ -161,8 +161,9 @@ class Nodes:
             self.drop(node, f"its Dask worker could not be reached: {why}", innocent=True)
             return
         if failure := info.get("failure"):
-            if info.get("no_side_inputs") and not self._any_joined:
-                self._events.put(NoSideInputs(node=f"{node.name} ({node.address})", reason=failure))
+            if "lacking" in info and not self._any_joined:
+                where = f"{node.name} ({node.address})"
+                self._events.put(NodeLacks(node=where, lacking=info["lacking"], reason=failure))
             reason = f"it could not be started: {failure}"
             self.drop(node, reason, for_good=True, innocent=True)
         elif node.name in self._nodes:

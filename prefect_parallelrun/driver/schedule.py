@@ -16,9 +16,9 @@ from prefect_parallelrun.driver.events import (
     BundleEnded,
     Event,
     NodeJoined,
+    NodeLacks,
     NodeLost,
     NodeNews,
-    NoSideInputs,
     NoWorkerLeft,
 )
 from prefect_parallelrun.driver.outlook import Outlook
@@ -28,6 +28,7 @@ from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.driver.waits import Waits
 from prefect_parallelrun.errors import (
     ClusterError,
+    ConfigError,
     DatasetError,
     EntryScriptError,
     ErrorThresholdExceeded,
@@ -231,7 +232,11 @@ class Schedule:
                 self._node_joined(event)
             case NodeLost():
                 self._node_lost(event)
-            case NoSideInputs():
+            case NodeLacks(lacking="environment"):
+                raise ConfigError(
+                    f"{event.node} cannot have the Python environment: {event.reason}"
+                )
+            case NodeLacks():
                 raise DatasetError(f"{event.node} has no side inputs: {event.reason}")
             case NoWorkerLeft():
                 raise self._starts.given_up() or ClusterError(

@@ -30,7 +30,7 @@ def worker_settings(
         entry_script: path of the script in the source snapshot.
         destination: the output folder.
     """
-    config = definition.config
+    config, environment = definition.config, definition.config.environment
     return messages.Settings(
         protocol=messages.PROTOCOL,
         run_id=run_id,
@@ -41,7 +41,9 @@ def worker_settings(
         gpu_count=0,
         gpus_per_process=1.0 if config.gpus_per_process is None else config.gpus_per_process,
         niceness=NICENESS,
-        python="",
+        python=(environment and environment.python) or "",
+        requirements=list((environment and environment.requirements) or ()),
+        environment_name=(environment and environment.name) or "",
         environment=dict(config.environment_variables or {}),
         runtime_folder=str(RUNTIME_FOLDER),
         source_folder="",

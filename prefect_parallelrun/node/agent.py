@@ -27,6 +27,12 @@ import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's fol
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import gpus, snapshot, threads
 from prefect_parallelrun.node.fetching import Fetching
+from prefect_parallelrun.node.interpreters import (
+    Interpreters,
+    NoEnvironment,
+    activated,
+    without_ours,
+)
 from prefect_parallelrun.node.metrics import Metrics, Tally
 from prefect_parallelrun.node.monitor import Monitor
 from prefect_parallelrun.node.own_errors import noted
@@ -102,7 +108,7 @@ class NodeAgent(distributed.WorkerPlugin):
         Raises:
             ClusterError: this host does not see the run folder, or the run is over already.
         """
-        expected = (ClusterError, Unavailable, Stopped)
+        expected = (ClusterError, NoEnvironment, Unavailable, Stopped)
         with noted(self._settings, "starting the node", but=expected):
             return self._start()
 
@@ -114,8 +120,9 @@ class NodeAgent(distributed.WorkerPlugin):
                 f"{self._paths.root}: set PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT to a folder that "
                 "driver and nodes share"
             )
-        folder = self._folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
         settings = self._settings
+        self._find_interpreter()
+        folder = self._folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
         settings["arguments"] = with_paths(settings["arguments"], self._fetching.begin(folder))
         given = settings["environment"]
         found = gpus.find(worker.state.total_resources, {**os.environ, **given})
@@ -127,7 +134,6 @@ class NodeAgent(distributed.WorkerPlugin):
         )
         settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
         settings["environment"] = self._environment(given)
-        settings["python"] = settings["python"] or sys.executable
         settings["source_folder"] = str(folder / "source")
         settings["work_folder"] = str(folder)
         snapshot.unpack(self._paths.source.read_bytes(), folder / "source")
@@ -228,9 +234,29 @@ class NodeAgent(distributed.WorkerPlugin):
 
     # -- inside ------------------------------------------------------------------------------
 
+    def _find_interpreter(self) -> None:
+        settings = self._settings
+        python, requirements = settings["python"], settings["requirements"]
+        self._has_own_python = bool(python or requirements)
+        if not self._has_own_python:
+            settings["python"] = sys.executable
+            return
+        found = Interpreters(
+            log=self._paths.environment_log(settings["node"]),
+            run_id=settings["run_id"],
+            stopping=lambda: self._ended,
+            tell=lambda doing: self._publish({"name": "fetching", "reason": doing}),
+        )
+        modules = {"pandas", "pyarrow"} if any(settings["inputs"]) else set()
+        modules |= {"pyarrow"} if settings["output_format"] == "parquet" else set()
+        name = settings["environment_name"]
+        settings["python"] = found.python(python, requirements, name, sorted(modules))
+
     def _environment(self, given: dict[str, str]) -> dict[str, str]:
         settings, worker = self._settings, self._worker
         inherited = {k: v for k, v in os.environ.items() if k not in SECRETS}
+        if self._has_own_python:
+            inherited = activated(without_ours(inherited), settings["python"])
         shared = threads.settings(
             given,
             cores=worker.state.nthreads,
@@ -328,8 +354,9 @@ async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str
     except Exception as error:
         await asyncio.to_thread(agent.stop, gracefully=False)
         await _remove(agent_id, dask_worker)
-        if isinstance(error, Unavailable):
-            return {"failure": str(error), "no_side_inputs": True}
+        if isinstance(error, Unavailable | NoEnvironment):
+            lacking = "side inputs" if isinstance(error, Unavailable) else "environment"
+            return {"failure": str(error), "lacking": lacking}
         return {"failure": f"{type(error).__name__}: {error}"}
 
 

@@ -60,7 +60,12 @@ class Settings(TypedDict):
     niceness: int
     """Added to that of the Dask worker, for the worker processes."""
     python: str
-    """The interpreter of the worker processes."""
+    """The interpreter of the worker processes. Of the driver: what the node is to find or make it with;
+    empty: the Dask worker's own."""
+    requirements: list[str]
+    """What the node has to build an environment of; empty: `python` is used as it is."""
+    environment_name: str
+    """For people; empty for none."""
     environment: dict[str, str]
     """The whole environment of the worker processes, but for what differs per process."""
     runtime_folder: str
