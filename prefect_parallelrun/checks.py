@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from prefect_parallelrun.compute_target import DaskComputeTarget
 from prefect_parallelrun.datasets.credentials import name_of
 from prefect_parallelrun.datasets.sizes import parse_size
 from prefect_parallelrun.errors import ConfigError, refuse
@@ -177,8 +179,12 @@ def environment_variables(name: str, value: Any) -> dict[str, str] | None:
 
 
 def compute_target(name: str, value: Any) -> Any:
-    """Return None, a scheduler's address, the word "task-runner", a Dask cluster object, or the name of a
-    block that describes a cluster."""
+    """Return None, a scheduler's address, the word "task-runner", a Dask cluster object, the description of
+    one, or the name of a block that holds that."""
+    if isinstance(value, Mapping):
+        return _described(name, value)
+    if isinstance(value, DaskComputeTarget):
+        return value
     if value is None or value == "task-runner" or hasattr(value, "scheduler_address"):
         return value
     text = value.strip() if isinstance(value, str) else name_of(value) or ""
@@ -190,9 +196,17 @@ def compute_target(name: str, value: Any) -> Any:
         name,
         value,
         "None (a cluster of this process's own), the address of a Dask scheduler such as "
-        "'tcp://10.0.0.4:8786', a Dask cluster object, or a DaskComputeTargetBlock that was saved, or "
-        f"its name, '{COMPUTE_TARGET_BLOCK}<name>'",
+        "'tcp://10.0.0.4:8786', a Dask cluster object, a DaskComputeTarget, a DaskComputeTargetBlock that "
+        f"was saved, or its name, '{COMPUTE_TARGET_BLOCK}<name>', or 'task-runner' (the cluster of the "
+        "flow's DaskTaskRunner)",
     )
+
+
+def _described(name: str, value: Mapping[str, Any]) -> DaskComputeTarget:
+    known = [one.name for one in fields(DaskComputeTarget)]
+    if odd := [key for key in value if key not in known]:
+        raise ConfigError(f"{name} has {odd[0]!r}: there are " + ", ".join(known))
+    return DaskComputeTarget(**value)
 
 
 def source_limits(name: str, value: Any) -> tuple[int | str, int]:

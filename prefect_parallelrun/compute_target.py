@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import quote
 
 from prefect_parallelrun.errors import ConfigError, refuse
 
-_OURS = ("address", "asynchronous", "security", "set_as_default")
+_OURS = ("address", "asynchronous", "set_as_default")
 """Arguments of the Dask client that are none of the user's: they would break, or say twice, what is
 settled elsewhere."""
 _ESCAPES: tuple[Callable[[str], str], ...] = (
@@ -23,9 +23,15 @@ _ESCAPES: tuple[Callable[[str], str], ...] = (
 """How the error of a library may write a text."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DaskComputeTarget:
-    """A Dask cluster that is there, or one that is started for a run and ended with it."""
+    """A Dask cluster that is there, or one that is started for a run and ended with it.
+
+    The names are those of prefect-dask's DaskTaskRunner.
+
+    Raises:
+        ConfigError: the arguments do not go together.
+    """
 
     address: str | None = None
     """Of the scheduler of a cluster that is there."""
@@ -45,6 +51,26 @@ class DaskComputeTarget:
     """Limits within which that cluster grows and shrinks; nothing for a fixed one."""
     client_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of our Dask client."""
+
+    def __repr__(self) -> str:
+        """Show which one it is; arguments may hold what nobody is to see."""
+        if self.address is not None:
+            return f"DaskComputeTarget(address={self.address!r})"
+        return f"DaskComputeTarget(cluster_class={self.cluster_class!r})"
+
+    def as_saved(self) -> dict[str, Any]:
+        """Return it as YAML and JSON have it; it is made again of that.
+
+        Raises:
+            ConfigError: it has secrets, which belong into no file.
+        """
+        if self.cluster_secrets or self.tls_key:
+            raise ConfigError(
+                "compute_target has secrets, which are not saved: make a DaskComputeTargetBlock of it, and "
+                "give its name"
+            )
+        saved = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in saved.items() if value}
 
     def told(self, error: BaseException) -> str:
         """Return what an error says, without what is secret: libraries quote what they were given."""

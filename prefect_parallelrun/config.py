@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from prefect_parallelrun import checks, yaml_document
+from prefect_parallelrun.compute_target import DaskComputeTarget
 from prefect_parallelrun.environment import Environment
 from prefect_parallelrun.errors import ConfigError, refuse
 
@@ -152,7 +153,8 @@ class ParallelRunConfig(BaseModel):
     output_order: Literal["input", "completion"] = "input"
     """Order of its rows: that of the input, or that in which mini-batches were done."""
     compute_target: Any = None
-    """Where it runs: nothing (an embedded Dask cluster), a scheduler's address, or a cluster object."""
+    """Where it runs: nothing (an embedded Dask cluster), a scheduler's address, a cluster object, a
+    `DaskComputeTarget`, or `task-runner` (the cluster of the flow's DaskTaskRunner)."""
     node_count: Changeable[int] = 1
     """Number of nodes: Dask workers that host worker processes."""
     process_count_per_node: Changeable[int | None] = None
@@ -315,9 +317,9 @@ class ParallelRunConfig(BaseModel):
         """Write every setting to a YAML file, from which `load_yaml` makes an equal config.
 
         Raises:
-            ConfigError: the compute target is an object, which YAML cannot say.
+            ConfigError: the compute target is an object, which YAML cannot say, or has secrets.
         """
-        if self.compute_target is not None and not isinstance(self.compute_target, str):
+        if not isinstance(self.compute_target, str | DaskComputeTarget | None):
             raise refuse(
                 "compute_target",
                 self.compute_target,
@@ -330,7 +332,7 @@ class ParallelRunConfig(BaseModel):
                 default = value.default_value
                 default = list(default) if isinstance(default, tuple) else default
                 value = {"pipeline_parameter": {"name": value.name, "default_value": default}}
-            elif isinstance(value, Environment):
+            elif isinstance(value, Environment | DaskComputeTarget):
                 value = value.as_saved()
             saved[name] = list(value) if isinstance(value, tuple) else value
         content = yaml.safe_dump({YAML_KEY: saved}, sort_keys=False)

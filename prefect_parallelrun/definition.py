@@ -235,8 +235,6 @@ def _check_supported(config: ParallelRunConfig) -> None:
         value = getattr(config, name)
         if value not in working:
             raise refuse(name, value, f"it is not supported yet: leave it at {working[0]!r}")
-    if config.compute_target == "task-runner":
-        raise refuse("compute_target", "task-runner", "it is not supported yet: give an address")
 
 
 def _check_arguments(texts: Sequence[str]) -> None:

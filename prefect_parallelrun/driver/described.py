@@ -51,11 +51,13 @@ class Described:
     """Says what went wrong with it, without what is secret."""
 
 
-def find(name: str, *, log: logging.Logger, watch: Callable[[], None] | None) -> Described:
-    """Return the cluster that a block describes, started if it says how.
+def find(
+    given: DaskComputeTarget | str, *, log: logging.Logger, watch: Callable[[], None] | None
+) -> Described:
+    """Return the cluster that is described, started if it says how.
 
     Args:
-        name: of the block, `dask-compute-target/<name>`.
+        given: the description, or the name of the block that has it, `dask-compute-target/<name>`.
         log: of the run.
         watch: called several times a second meanwhile; ends that by raising.
 
@@ -64,12 +66,16 @@ def find(name: str, *, log: logging.Logger, watch: Callable[[], None] | None) ->
         ClusterError: the cluster could not be started.
         Exception: what `watch` raises.
     """
-
-    def look_up() -> DaskComputeTarget:
-        found: DaskComputeTarget = import_module(BLOCKS).compute_target_of(name)
-        return found
-
-    target = _beside(look_up, LOOK_UP_S, watch, f"compute_target={name!r}: Prefect's API is silent")
+    name = repr(given)
+    if isinstance(given, DaskComputeTarget):
+        target = given
+    else:
+        target = beside(
+            lambda: _of_block(given),
+            LOOK_UP_S,
+            watch,
+            f"compute_target={name}: Prefect's API is silent",
+        )
     if target.address is not None:
         return Described(
             place=target.address,
@@ -77,12 +83,12 @@ def find(name: str, *, log: logging.Logger, watch: Callable[[], None] | None) ->
             security=_security(target),
             told=target.told,
         )
-    log.info("Starting a Dask cluster, %s, as %s says", target.cluster_class, name)
-    cluster = _beside(
+    log.info("Starting a Dask cluster: %s", target.cluster_class)
+    cluster = beside(
         lambda: _started(target, name),
         START_S,
         watch,
-        f"compute_target={name!r}: {target.cluster_class} has not started",
+        f"compute_target={name}: {target.cluster_class} has not started",
         late=lambda late: late.close(),
     )
     return Described(
@@ -93,10 +99,15 @@ def find(name: str, *, log: logging.Logger, watch: Callable[[], None] | None) ->
     )
 
 
+def _of_block(name: str) -> DaskComputeTarget:
+    target: DaskComputeTarget = import_module(BLOCKS).compute_target_of(name)
+    return target
+
+
 def _end(cluster: Any, target: DaskComputeTarget, log: logging.Logger) -> None:
     """End a cluster that was started here; how the run ended does not depend on it."""
     try:
-        _beside(cluster.close, END_S, None, "nothing was heard of it")
+        beside(cluster.close, END_S, None, "nothing was heard of it")
     except (Exception, SystemExit) as error:
         log.warning("The Dask cluster of this run could not be ended: %s", target.told(error))
 
@@ -118,7 +129,7 @@ def _started(target: DaskComputeTarget, name: str) -> Any:
         make = import_term(target.cluster_class or "")
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"compute_target={name!r}: cluster_class={target.cluster_class!r} cannot be imported where "
+            f"compute_target={name}: cluster_class={target.cluster_class!r} cannot be imported where "
             f"the flow runs: {error}"
         ) from None
     try:
@@ -126,13 +137,13 @@ def _started(target: DaskComputeTarget, name: str) -> Any:
         is_cluster = all(hasattr(cluster, wanted) for wanted in _OF_A_CLUSTER)
     except (Exception, SystemExit) as error:
         raise ClusterError(
-            f"compute_target={name!r}: {target.cluster_class} could not be started: {target.told(error)}"
+            f"compute_target={name}: {target.cluster_class} could not be started: {target.told(error)}"
         ) from None
     if not is_cluster:
         with contextlib.suppress(Exception):
             cluster.close()
         raise ConfigError(
-            f"compute_target={name!r}: cluster_class={target.cluster_class!r} makes no Dask cluster, which "
+            f"compute_target={name}: cluster_class={target.cluster_class!r} makes no Dask cluster, which "
             "has " + " and ".join(_OF_A_CLUSTER)
         )
     try:
@@ -142,13 +153,13 @@ def _started(target: DaskComputeTarget, name: str) -> Any:
         with contextlib.suppress(Exception):
             cluster.close()
         raise ClusterError(
-            f"compute_target={name!r}: adapt_kwargs={target.adapt_kwargs!r} do not suit "
+            f"compute_target={name}: adapt_kwargs={target.adapt_kwargs!r} do not suit "
             f"{target.cluster_class}: {target.told(error)}"
         ) from None
     return cluster
 
 
-def _beside(
+def beside(
     make: Callable[[], T],
     limit_s: float,
     watch: Callable[[], None] | None,

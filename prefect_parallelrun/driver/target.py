@@ -14,7 +14,8 @@ import dask
 import distributed
 
 from prefect_parallelrun.checks import COMPUTE_TARGET_BLOCK
-from prefect_parallelrun.driver import described
+from prefect_parallelrun.compute_target import DaskComputeTarget
+from prefect_parallelrun.driver import described, task_runner
 from prefect_parallelrun.driver.described import Described
 from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
@@ -119,7 +120,10 @@ class Target:
         if target is None:
             cluster = _embedded(node_count)
             return Described(place=cluster, end=lambda: cluster.close(timeout=10))
-        if isinstance(target, str) and target.startswith(COMPUTE_TARGET_BLOCK):
+        if target == "task-runner":
+            return task_runner.find(watch)
+        of_block = isinstance(target, str) and target.startswith(COMPUTE_TARGET_BLOCK)
+        if of_block or isinstance(target, DaskComputeTarget):
             return described.find(target, log=self._log, watch=watch)
         return Described(place=target)
 
@@ -232,7 +236,7 @@ def _connect(target: Any, found: Described, watch: Callable[[], None] | None) ->
     """
     try:
         client = _Client(  # type: ignore[no-untyped-call]
-            found.place, set_as_default=False, security=found.security, **found.client_kwargs
+            found.place, **{"security": found.security, **found.client_kwargs}, set_as_default=False
         )
     except Exception as error:
         its = f"client_kwargs={dict(found.client_kwargs)!r}" + (" and tls_…" * bool(found.security))

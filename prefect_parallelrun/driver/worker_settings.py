@@ -39,7 +39,7 @@ def worker_settings(
         process_count=config.process_count_per_node or 0,
         gpus=[],
         gpu_count=0,
-        gpus_per_process=1.0 if config.gpus_per_process is None else config.gpus_per_process,
+        gpus_per_process=config.gpus_per_process,
         niceness=NICENESS,
         python=(environment and environment.python) or "",
         requirements=list((environment and environment.requirements) or ()),

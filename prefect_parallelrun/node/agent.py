@@ -130,7 +130,7 @@ class NodeAgent(distributed.WorkerPlugin):
         if found.trouble:
             self._publish({"name": "gpus_lacking", "reason": found.trouble})
         settings["process_count"] = settings["process_count"] or (
-            1 if found.gpus and settings["gpus_per_process"] else worker.state.nthreads
+            1 if found.gpus and settings["gpus_per_process"] != 0 else worker.state.nthreads
         )
         settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
         settings["environment"] = self._environment(given)

@@ -77,11 +77,11 @@ class Crew:
 
     def lacking_gpus(self) -> str:
         """Say once, when all have been started, which of them have no GPU though the node has some, or is to."""
-        wanted = self._settings["gpus_per_process"]
+        wanted, gpus = self._settings["gpus_per_process"], self._settings["gpu_count"]
+        wanted = bool(gpus) if wanted is None else wanted
         if self._gpus_told or self._free or not wanted:
             return ""
         self._gpus_told = True
-        gpus = self._settings["gpu_count"]
         without = [process.name for process in self if not process.lease.gpus]
         if not without:
             return ""

@@ -62,7 +62,8 @@ class Leases:
         self._gpus = settings["gpus"]
         self._count = settings["gpu_count"]
         self._given: list[Lease] = []
-        per_process = settings["gpus_per_process"]
+        wanted = settings["gpus_per_process"]
+        per_process = 1 if wanted is None else wanted
         self._each = max(1, round(per_process)) if per_process else 0
         # 0.1 goes into 1 ten times, whatever floats make of it.
         self._shares = int(1 / per_process + 1e-9) if 0 < per_process < 1 else 1

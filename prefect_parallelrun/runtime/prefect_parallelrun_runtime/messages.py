@@ -55,8 +55,9 @@ class Settings(TypedDict):
     """That the node sees, in the order in which its processes get them; empty for none."""
     gpu_count: int
     """So many of them are the node's at a time; the others are those of other nodes of its host."""
-    gpus_per_process: float
-    """How many each process gets; of a fraction, several share one. 0: none sees any."""
+    gpus_per_process: float | None
+    """How many each process gets; of a fraction, several share one. 0: none sees any. None: one, if there
+    are any."""
     niceness: int
     """Added to that of the Dask worker, for the worker processes."""
     python: str
