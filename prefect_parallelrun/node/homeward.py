@@ -1,0 +1,136 @@
+"""What a node has written for a run folder that it does not see: logs, samples, outputs of the script.
+
+They are in a mirror of the run folder on the node's own disk. The driver takes home what is new there, in
+small pieces, while the run goes on and at its end; each piece says where it belongs, so that one which
+comes twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+MOST = 4 << 20
+"""Bytes that are taken home at a time."""
+
+
+class Piece(NamedTuple):
+    """Bytes of a file that the driver is to write down."""
+
+    name: str
+    """Of the file, relative to the mirror."""
+    at: int
+    """Where they begin."""
+    data: bytes
+    size: int
+    """Of the file as it is now: what lies behind that at home is no part of it any more. -1: it is gone."""
+
+
+class Taken(NamedTuple):
+    """What is taken home at a time."""
+
+    number: int
+    pieces: list[Piece]
+    complete: bool
+    """Whether that is all there was when it was looked for."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """A file as it was when it was last taken from."""
+
+    identity: tuple[int, int]
+    """Device and inode: another file may have come to its place."""
+    changed_ns: int
+    size: int
+    sent: int
+    """So many bytes from its beginning have been given out."""
+
+
+class Homeward:
+    """Gives out what is new in a mirror, until it is known to have arrived.
+
+    Args:
+        mirror: folder that stands for the run folder.
+    """
+
+    def __init__(self, mirror: Path) -> None:
+        self._mirror = mirror
+        self._known: dict[str, _Known] = {}
+        self._last = Taken(0, [], complete=False)
+        self._queue: Iterator[Piece] | None = None
+
+    def take(self, arrived: int) -> Taken:
+        """Return what is new since the last time, at most `MOST` bytes of it; the same again if it is lost.
+
+        Args:
+            arrived: number of what came home last; 0: nothing has.
+        """
+        if arrived != self._last.number:
+            return self._last
+        pieces: list[Piece] = []
+        room = MOST
+        self._queue = self._queue or self._new()
+        for piece in self._queue:
+            pieces.append(piece)
+            room -= len(piece.data) + 100
+            if room <= 0:
+                self._last = Taken(arrived + 1, pieces, complete=False)
+                return self._last
+        self._queue = None
+        self._last = Taken(arrived + 1, pieces, complete=True)
+        return self._last
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _new(self) -> Iterator[Piece]:
+        """Look through the mirror once."""
+        there: set[str] = set()
+        for name, status in self._files():
+            there.add(name)
+            known = self._known.get(name)
+            identity = (status.st_dev, status.st_ino)
+            if known is None or known.identity != identity or status.st_size < known.sent:
+                known = self._known[name] = _Known(identity, -1, -1, 0)
+            same = known.changed_ns == status.st_mtime_ns
+            if same and known.size == status.st_size == known.sent:
+                continue
+            if not same and known.size == status.st_size:
+                known.sent = 0  # written over, in place
+            known.changed_ns, known.size = status.st_mtime_ns, status.st_size
+            yield from self._rest(name, known)
+        for name in self._known.keys() - there:
+            del self._known[name]
+            yield Piece(name, 0, b"", -1)
+
+    def _rest(self, name: str, known: _Known) -> Iterator[Piece]:
+        try:
+            with (self._mirror / name).open("rb") as file:
+                while True:
+                    file.seek(known.sent)
+                    # No further than it was: what is being written comes with the next look.
+                    data = file.read(min(MOST, max(0, known.size - known.sent)))
+                    at, known.sent = known.sent, known.sent + len(data)
+                    yield Piece(name, at, data, known.size)
+                    if not data or known.sent >= known.size:
+                        return
+        except FileNotFoundError:
+            return  # the next look tells
+
+    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+        folders = [""]
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(self._mirror / folder) as entries:
+                    for entry in entries:
+                        name = f"{folder}/{entry.name}" if folder else entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            folders.append(name)
+                        elif entry.is_file():
+                            yield name, entry.stat()
+            except FileNotFoundError:
+                continue
