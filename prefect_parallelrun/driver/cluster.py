@@ -92,7 +92,8 @@ class Cluster:
         """Make Dask workers nodes, now and as they come, until there are `node_count`."""
         self._shutdown_s = settings["shutdown_timeout_s"]
         self._fetched = fetched
-        self._nodes.begin(settings, paths, fetched.sources)
+        self._holds = settings["output_action"] == "summary_only"
+        self._nodes.begin(settings, paths, fetched)
         self._spawn(self._tending.tend())
 
     def submit(self, bundle: Bundle) -> None:
@@ -107,7 +108,7 @@ class Cluster:
             self._events.put(BundleEnded(number=bundle.number, frames=agent.STALE))
             return
         header = messages.BundleHeader(count=len(bundle.members), avoid=bundle.avoid)
-        tasks = json.dumps(self._fetched.tasks(bundle), separators=(",", ":")).encode()
+        tasks = json.dumps(self._fetched.tasks(bundle, node.unseen), separators=(",", ":")).encode()
         future = self._nodes.submit(
             node,
             f"{bundle.number:07d}",
@@ -178,6 +179,9 @@ class Cluster:
         nodes = self._nodes
         try:
             frames = await self._target.result(future)
+            # What the script has written counts when it is home: with the node it would be gone.
+            if self._holds and node.apart and not await nodes.apart.is_home(node):
+                frames = agent.STALE
         except (asyncio.CancelledError, Exception) as error:
             # A node that is lost is told by the scheduler's event.
             if self._closing or nodes.get(node.name) is None:

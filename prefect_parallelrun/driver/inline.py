@@ -83,7 +83,9 @@ def prepared(
     with tempfile.TemporaryDirectory(prefix="parallelrun-debug-") as name:
         folder = Path(name)
         plan = plan_step(definition, scratch=folder / "inputs", listings=listings, cuts=cuts)
-        with _as_a_node(definition, Fetched.of(definition, plan, listings), plan, folder) as node:
+        with _as_a_node(
+            definition, Fetched(definition, plan, listings, folder / "inputs"), plan, folder
+        ) as node:
             yield Here(definition, plan, node, folder)
 
 

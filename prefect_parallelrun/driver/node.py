@@ -25,6 +25,24 @@ class Node:
     """When it told last that it gets on with its side inputs (seconds of the loop's clock)."""
     silent_s: float = 0.0
     """How long nothing was heard of it, as far as somebody could have heard it."""
+    lost: bool = False
+    apart: bool = False
+    """Whether it shares no file system with the driver; see `apart`."""
+    unseen: frozenset[int] = frozenset()
+    """Inputs whose files it cannot read in place."""
+    homeward: asyncio.Task[None] | None = None
+    """Takes home what it writes."""
+    arrived: int = 0
+    """See `Homeward.take`."""
+    looks_begun: int = 0
+    """How often it was looked what it has for home."""
+    looks_ended: int = 0
+    """The last of those of which all is home."""
+    home_failed: bool = False
+    """Whether something of it could not be written down."""
+    home_wanted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when somebody waits for what is to come home."""
+    homing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 def task_name(step: str) -> str:

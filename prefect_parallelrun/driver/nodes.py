@@ -14,10 +14,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import distributed
 
+from prefect_parallelrun.driver.apart import ApartNodes
 from prefect_parallelrun.driver.events import (
     Event,
     NodeJoined,
@@ -25,11 +27,13 @@ from prefect_parallelrun.driver.events import (
     NodeLost,
     NodeNews,
 )
+from prefect_parallelrun.driver.homecoming import Homecoming
 from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node, task_name
+from prefect_parallelrun.driver.serving import Serving
+from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.node import agent
-from prefect_parallelrun.node.sources import Sources
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
 
@@ -106,11 +110,17 @@ class Nodes:
         """Return a node that has not been lost."""
         return self._nodes.get(name)
 
-    def begin(self, settings: messages.Settings, paths: RunPaths, sources: Sources) -> None:
+    def begin(self, settings: messages.Settings, paths: RunPaths, fetched: Fetched) -> None:
         """Take in what each node must know."""
         self._settings = settings
         self._paths = paths
-        self._sources = sources
+        self._sources = fetched.sources
+        self.apart = ApartNodes(
+            Serving(fetched, paths.source),
+            Homecoming(paths, Path(settings["output_folder"]), self._log),
+            self._run_on,
+            self._log,
+        )
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let `work` go on beside the others, until the run is over at the latest."""
@@ -160,6 +170,8 @@ class Nodes:
             why = str(error) or type(error).__name__
             self.drop(node, f"its Dask worker could not be reached: {why}", innocent=True)
             return
+        if home := info.get("home"):  # what it says of that in its logs
+            await asyncio.to_thread(self.apart.take_in, node, home)
         if failure := info.get("failure"):
             if "lacking" in info and not self._any_joined:
                 where = f"{node.name} ({node.address})"
@@ -168,6 +180,9 @@ class Nodes:
             self.drop(node, reason, for_good=True, innocent=True)
         elif node.name in self._nodes:
             node.joined = self._any_joined = True
+            node.apart, node.unseen = info["apart"], frozenset(info["unseen"])
+            if node.apart:
+                node.homeward = self.spawn(self.apart.accompany(node))
             self._tell_of(node, info)
 
     async def _heard_in_time(
@@ -195,8 +210,7 @@ class Nodes:
             start.cancel()
 
     async def _start(self, node: Node) -> dict[str, Any]:
-        files = messages.Files(**self._paths.node_files(node.name))  # type: ignore[typeddict-item]
-        settings: messages.Settings = {**self._settings, "node": node.name, "files": files}
+        settings: messages.Settings = {**self._settings, "node": node.name}
         await self._run_on(
             node,
             agent.admit_node,
@@ -259,6 +273,9 @@ class Nodes:
         """
         if self.closing or self._nodes.pop(node.name, None) is None:
             return
+        node.lost = True
+        if node.homeward is not None:
+            node.homeward.cancel()
         self.why, self.lost_at = reason, asyncio.get_running_loop().time()
         self._events.put(
             NodeLost(node=node.name, reason=reason, for_good=for_good, expected=innocent)
@@ -280,7 +297,7 @@ class Nodes:
         """End a node that is lost, once its Dask worker answers again; it is no node before that."""
         while node.address in self.leaving:
             try:
-                await self._run_on(node, agent.stop_node, node.agent_id, False)
+                await self._run_on(node, agent.stop_node, node.agent_id, False, False)
                 break
             except Exception as error:
                 self._log.debug("%s cannot be told to end yet: %r", node.name, error)
@@ -319,7 +336,7 @@ class Nodes:
         """End a node, also one that is still joining; wait no longer than it can be heard."""
         if gracefully and node.joining is not None:
             await asyncio.wait({node.joining}, timeout=JOIN_S)
-        stop = self._run_on(node, agent.stop_node, node.agent_id, gracefully)
+        stop = self._run_on(node, agent.stop_node, node.agent_id, gracefully, node.apart)
         ending = asyncio.ensure_future(stop)
         try:
             while not ending.done() and node.silent_s < SILENT_AT_END_S:
@@ -329,6 +346,9 @@ class Nodes:
                 raise TimeoutError(f"silent for {node.silent_s:.0f} s")
             for news in ending.result():
                 self._events.put(NodeNews(event=news))
+            if node.apart:
+                await self.apart.take_all(node)
+                await self._run_on(node, agent.forget_node, node.agent_id)
         except (OSError, TimeoutError) as error:
             self._log.warning(
                 "%s does not answer at the end; it ends by itself: %s", node.name, error
@@ -347,6 +367,9 @@ class Nodes:
             return
         node.silent_s = 0.0
         if news["name"] == "alive":
+            return
+        if news["name"] == "wants":
+            self.spawn(self.apart.answer(node, news["request"], news["wanted"]))
             return
         if news["name"] == "fetching":
             node.fetched_at = asyncio.get_running_loop().time()

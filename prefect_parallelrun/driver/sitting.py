@@ -163,7 +163,7 @@ class Sitting:
             )
         if edited:
             ours.forget_base("the source changed meanwhile")
-        self._fetched = Fetched.of(self.definition, ours.plan, listings)
+        self._fetched = Fetched(self.definition, ours.plan, listings, self.paths.inputs)
         for note in (*self._source.notes, *ours.plan.notes):
             self.log.info("%s", note)
         parts = reuse.fingerprint_parts(

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -26,7 +25,9 @@ import psutil
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.errors import ClusterError
 from prefect_parallelrun.node import gpus, snapshot, threads
+from prefect_parallelrun.node.driver_files import DriverFiles, Requests
 from prefect_parallelrun.node.fetching import Fetching
+from prefect_parallelrun.node.homeward import Taken
 from prefect_parallelrun.node.interpreters import (
     Interpreters,
     NoEnvironment,
@@ -37,6 +38,7 @@ from prefect_parallelrun.node.metrics import Metrics, Tally
 from prefect_parallelrun.node.monitor import Monitor
 from prefect_parallelrun.node.own_errors import noted
 from prefect_parallelrun.node.process_tree import ProcessTree
+from prefect_parallelrun.node.run_folder import NodeRunFolder
 from prefect_parallelrun.node.side_inputs import with_paths
 from prefect_parallelrun.node.sources import Sources
 from prefect_parallelrun.node.supervision import Supervision
@@ -56,6 +58,8 @@ LEASE_S = 8.0
 INIT_FAILURES = 3
 """Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
 
+KEPT_S = 60.0
+"""How long a node that has ended keeps what is to come home, when nobody asks for it any more."""
 LAST_NEWS = ("shutdown_failed", "process_ended", "monitor_trouble")
 """What is told with the node's end, when it comes in the course of that."""
 
@@ -78,7 +82,7 @@ class NodeAgent(distributed.WorkerPlugin):
         self._held = self._ended = False
         self._released = threading.Event()
         self._settings = settings
-        self._paths = RunPaths(run_folder)
+        self._home = run_folder
         self._topic = topic
         self._birth = threading.Lock()
         """Held while the supervisor starts: an end that comes meanwhile must find all of it, or nothing."""
@@ -87,7 +91,10 @@ class NodeAgent(distributed.WorkerPlugin):
         self._tally = Tally()
         self._metrics = Metrics(settings, self._tally)
         self._last_news: list[dict[str, Any]] = []
-        self._folder: Path | None = None
+        self._files: NodeRunFolder | None = None
+        self.requests = Requests(self._publish, lambda: self._ended)
+        self._kept_until: float | None = None
+        """How long what is to come home is kept, after the end (monotonic seconds)."""
         self._fetching = Fetching(
             sources,
             run_id=settings["run_id"],
@@ -95,6 +102,7 @@ class NodeAgent(distributed.WorkerPlugin):
             readers=settings["inputs"],
             limit_s=settings["load_timeout_s"],
             tell=self._publish,
+            driver=self.requests,
         )
         self._beating: asyncio.Task[None] | None = None
 
@@ -106,7 +114,10 @@ class NodeAgent(distributed.WorkerPlugin):
         """Start the supervisor; return what the driver wants to know of the node.
 
         Raises:
-            ClusterError: this host does not see the run folder, or the run is over already.
+            ClusterError: the run is over already.
+            NoEnvironment: the Python environment cannot be had.
+            Unavailable: a side input cannot be had.
+            Stopped: the node ends.
         """
         expected = (ClusterError, NoEnvironment, Unavailable, Stopped)
         with noted(self._settings, "starting the node", but=expected):
@@ -114,16 +125,17 @@ class NodeAgent(distributed.WorkerPlugin):
 
     def _start(self) -> dict[str, Any]:
         worker = self._worker
-        if not self._paths.token.exists():
-            raise ClusterError(
-                f"the Dask worker {worker.address} on {socket.gethostname()} does not see the run folder "
-                f"{self._paths.root}: set PREFECT_INTEGRATIONS_PARALLELRUN_RUN_ROOT to a folder that "
-                "driver and nodes share"
-            )
         settings = self._settings
-        self._find_interpreter()
-        folder = self._folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
-        settings["arguments"] = with_paths(settings["arguments"], self._fetching.begin(folder))
+        folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
+        files = self._files = NodeRunFolder(self._home, settings["run_id"], folder)
+        # mypy knows no keys that are not written out.
+        settings["files"] = messages.Files(**files.paths.node_files(settings["node"]))  # type: ignore[typeddict-item]
+        settings["output_folder"] = files.output(settings["output_folder"])
+        self._find_interpreter(files.paths)
+        side_inputs = self._fetching.begin(folder, shares=files.shared)
+        settings["arguments"] = with_paths(
+            settings["arguments"], side_inputs, output=settings["output_folder"]
+        )
         given = settings["environment"]
         found = gpus.find(worker.state.total_resources, {**os.environ, **given})
         settings["gpus"], settings["gpu_count"] = list(found.gpus), found.count
@@ -135,16 +147,20 @@ class NodeAgent(distributed.WorkerPlugin):
         settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
         settings["environment"] = self._environment(given)
         settings["source_folder"] = str(folder / "source")
-        settings["work_folder"] = str(folder)
-        snapshot.unpack(self._paths.source.read_bytes(), folder / "source")
+        # Apart: the supervisor removes it at its end, and what is to come home stays.
+        settings["work_folder"] = str(folder / "work")
+        (folder / "work").mkdir()
+        snapshot.unpack(self._source(files), folder / "source")
         with self._birth:
             if self._ended:  # while the source was unpacked
                 raise ClusterError("the run is over")
             supervision = self._supervision = Supervision(
                 settings, frame_came=self._tally.came, event_came=self._heard
             )
-            self._observe(supervision.pid)
+            self._observe(supervision.pid, files.paths)
         return {
+            "apart": not files.shared,
+            "unseen": self._fetching.unseen,
             "processes": settings["process_count"],
             "gpus": found.count,
             "host": socket.gethostname(),
@@ -193,6 +209,8 @@ class NodeAgent(distributed.WorkerPlugin):
             while True:
                 self._publish({"name": "alive"})
                 await asyncio.sleep(BEAT_S)
+                if self._kept_until is not None and time.monotonic() > self._kept_until:
+                    self._worker.loop.add_callback(_remove, self._id, self._worker)
                 if not self._held and time.monotonic() - began > LEASE_S:
                     self._worker.loop.add_callback(self._end_orphaned)
         except asyncio.CancelledError:
@@ -209,13 +227,19 @@ class NodeAgent(distributed.WorkerPlugin):
             await asyncio.to_thread(self.stop, gracefully=False)
             await _remove(self._id, self._worker)
 
-    def stop(self, *, gracefully: bool) -> list[dict[str, Any]]:
+    def stop(self, *, gracefully: bool, keep: bool = False) -> list[dict[str, Any]]:
         """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor.
+
+        Args:
+            gracefully: let them finish what they are at.
+            keep: leave what is to come home, for `KEPT_S` seconds after it was last asked for.
 
         Returns:
             What the worker processes ended in: a message of its own might come after the end of the run.
         """
         self._ended = True
+        if keep and self._files is not None and not self._files.shared:
+            self._kept_until = time.monotonic() + KEPT_S
         with noted(self._settings, "ending the node"):
             if self._monitor is not None:
                 self._monitor.stop()
@@ -224,9 +248,24 @@ class NodeAgent(distributed.WorkerPlugin):
             self._clean_up()
         return self._last_news
 
+    def at_home(self, text: str) -> str:
+        """Return a text that names files of the run folder as the driver names them."""
+        if self._files is None:
+            return text
+        return text.replace(str(self._files.paths.root), str(self._files.home.root))
+
+    def take_home(self, arrived: int) -> Taken:
+        """Return what is to come home; see `Homeward.take`."""
+        if self._kept_until is not None:
+            self._kept_until = time.monotonic() + KEPT_S
+        if self._files is None:
+            return Taken(arrived, [], complete=True)
+        return self._files.take(arrived)
+
     async def teardown(self, worker: distributed.Worker) -> None:
         """Leave nothing on the Dask worker when it closes or the run ends."""
         self._leave()
+        self._kept_until = None
         self._metrics.hide(worker)
         await asyncio.to_thread(self._clean_up)
         if self._beating is not None and self._beating is not asyncio.current_task():
@@ -234,7 +273,12 @@ class NodeAgent(distributed.WorkerPlugin):
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _find_interpreter(self) -> None:
+    def _source(self, files: NodeRunFolder) -> bytes:
+        if files.shared:
+            return files.paths.source.read_bytes()
+        return DriverFiles(self.requests).cat_file(str(files.home.source))
+
+    def _find_interpreter(self, paths: RunPaths) -> None:
         settings = self._settings
         python, requirements = settings["python"], settings["requirements"]
         self._has_own_python = bool(python or requirements)
@@ -242,7 +286,7 @@ class NodeAgent(distributed.WorkerPlugin):
             settings["python"] = sys.executable
             return
         found = Interpreters(
-            log=self._paths.environment_log(settings["node"]),
+            log=paths.environment_log(settings["node"]),
             run_id=settings["run_id"],
             stopping=lambda: self._ended,
             tell=lambda doing: self._publish({"name": "fetching", "reason": doing}),
@@ -266,7 +310,7 @@ class NodeAgent(distributed.WorkerPlugin):
         gpu_count = str(settings["gpu_count"])
         return {**inherited, "AZ_BATCHAI_GPU_COUNT_FOUND": gpu_count, **given, **shared}
 
-    def _observe(self, supervisor: int) -> None:
+    def _observe(self, supervisor: int, paths: RunPaths) -> None:
         """Begin with what people look at; it never fails the node."""
         settings = self._settings
         name = f"{settings['run_id']}/{settings['node']}"
@@ -277,9 +321,9 @@ class NodeAgent(distributed.WorkerPlugin):
                 folders = (settings["work_folder"], settings["output_folder"], "/")
                 self._monitor = Monitor(
                     settings,
-                    self._paths,
+                    paths,
                     ProcessTree(supervisor, name),
-                    disks=[self._paths.root, *map(Path, folders)],
+                    disks=[paths.root, *map(Path, folders)],
                     tell=lambda told: self._publish({"name": "monitor_trouble", "reason": told}),
                 )
 
@@ -314,8 +358,8 @@ class NodeAgent(distributed.WorkerPlugin):
         if supervision is not None:
             supervision.close()
         self._fetching.close()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._files is not None and self._kept_until is None:
+            self._files.remove()
 
 
 def _name(agent_id: str) -> str:
@@ -352,11 +396,12 @@ async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str
     try:
         return await asyncio.to_thread(agent.start)
     except Exception as error:
+        home = await asyncio.to_thread(agent.take_home, 0)
         await asyncio.to_thread(agent.stop, gracefully=False)
         await _remove(agent_id, dask_worker)
         if isinstance(error, Unavailable | NoEnvironment):
             lacking = "side inputs" if isinstance(error, Unavailable) else "environment"
-            return {"failure": str(error), "lacking": lacking}
+            return {"failure": agent.at_home(str(error)), "lacking": lacking, "home": home}
         return {"failure": f"{type(error).__name__}: {error}"}
 
 
@@ -366,15 +411,48 @@ async def _remove(agent_id: str, dask_worker: distributed.Worker) -> None:
 
 
 async def stop_node(
-    agent_id: str, gracefully: bool, dask_worker: distributed.Worker
+    agent_id: str, gracefully: bool, keep: bool, dask_worker: distributed.Worker
 ) -> list[dict[str, Any]]:
-    """End the run on this node; nothing of it is left (sent by `Client.run`). See `NodeAgent.stop`."""
+    """End the run on this node (sent by `Client.run`); see `NodeAgent.stop`.
+
+    Nothing of it is left, unless it is to keep what is to come home until `forget_node`.
+    """
     agent = dask_worker.plugins.get(_name(agent_id))
     if not isinstance(agent, NodeAgent):
         return []
-    news = await asyncio.to_thread(agent.stop, gracefully=gracefully)
-    await _remove(agent_id, dask_worker)
+    news = await asyncio.to_thread(agent.stop, gracefully=gracefully, keep=keep)
+    if not keep:
+        await _remove(agent_id, dask_worker)
     return news
+
+
+async def forget_node(agent_id: str, dask_worker: distributed.Worker) -> None:
+    """Remove all that a node kept after its end (sent by `Client.run`)."""
+    await _remove(agent_id, dask_worker)
+
+
+async def take_home(agent_id: str, arrived: int, dask_worker: distributed.Worker) -> Taken | None:
+    """Return what a node has for the run folder that it does not see (sent by `Client.run`).
+
+    None: there is no such node.
+    """
+    agent = dask_worker.plugins.get(_name(agent_id))
+    if not isinstance(agent, NodeAgent):
+        return None
+    return await asyncio.to_thread(agent.take_home, arrived)
+
+
+async def answered(
+    agent_id: str,
+    number: int,
+    data: bytes,
+    error: tuple[int, str] | None,
+    dask_worker: distributed.Worker,
+) -> None:
+    """Bring a node what it has asked of the driver (sent by `Client.run`); see `Requests`."""
+    agent = dask_worker.plugins.get(_name(agent_id))
+    if isinstance(agent, NodeAgent):
+        agent.requests.answered(number, data, error)
 
 
 def hold_node(agent_id: str) -> None:

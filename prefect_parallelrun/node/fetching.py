@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from prefect_parallelrun.datasets import FileItem
+from prefect_parallelrun.datasets.storage import Storage
+from prefect_parallelrun.node.driver_files import DriverStorage, Requests
 from prefect_parallelrun.node.host_folder import HostFolder
 from prefect_parallelrun.node.side_inputs import SideInputs
-from prefect_parallelrun.node.sources import Sources
+from prefect_parallelrun.node.sources import Files, InPlace, Query, SideInput, Sources
 from prefect_parallelrun.node.staging import Staging
 from prefect_parallelrun.node.transfer import Stopped, Transfers
 
@@ -24,6 +30,7 @@ class Fetching:
         readers: `Plan.readers`.
         limit_s: seconds that the data of one mini-batch may take.
         tell: called with `messages.Event`s of how it gets on.
+        driver: what this node asks of the driver; None where it sees all files anyway.
     """
 
     def __init__(
@@ -35,33 +42,46 @@ class Fetching:
         readers: Sequence[dict[str, Any]],
         limit_s: float,
         tell: Callable[[dict[str, Any]], None],
+        driver: Requests | None = None,
     ) -> None:
         self._sources = sources
+        self._driver = driver
         self._node = node
         self._readers = readers
         self._tell = tell
         self._transfers = Transfers(limit_s=limit_s)
         self._host = HostFolder(run_id, lambda: self._transfers.stopping)
         self._staging: Staging | None = None
+        self._inputs: list[Files | Query | None] = []
 
-    def begin(self, folder: Path) -> list[str]:
+    @property
+    def unseen(self) -> list[int]:
+        """Numbers of the inputs whose files only the driver sees."""
+        return [
+            number
+            for number, one in enumerate(self._inputs)
+            if isinstance(one, Files) and isinstance(one.storage, DriverStorage)
+        ]
+
+    def begin(self, folder: Path, *, shares: bool = True) -> list[str]:
         """Put the side inputs in place, and be ready for bundles; return the side inputs' paths.
 
         Args:
             folder: of the node, private.
+            shares: whether it sees the driver's run folder.
 
         Raises:
             Unavailable: a side input cannot be had.
             Stopped: the node ends.
         """
-        if self._sources:
+        self._inputs = [self._input(one, shares) for one in self._sources.inputs]
+        wanted = [self._side_input(*one, shares) for one in enumerate(self._sources.side_inputs)]
+        if wanted or any(self._inputs):
             self._host.enter()
-        side_inputs = SideInputs(
-            self._sources.side_inputs, self._host, folder, self._transfers, self._tell_progress
-        )
+        side_inputs = SideInputs(wanted, self._host, folder, self._transfers, self._tell_progress)
         paths = side_inputs.place()
         self._staging = Staging(
-            self._sources.inputs,
+            self._inputs,
             self._readers,
             self._host.path / "fetched" / self._node,
             self._transfers,
@@ -76,6 +96,27 @@ class Fetching:
             raise Stopped
         with self._staging.staged(number, tasks) as ready:
             yield ready
+
+    def _input(self, one: Files | Query | InPlace, shares: bool) -> Files | Query | None:
+        """Return what is to be fetched of an input."""
+        if self._driver is None or isinstance(one, Query) or _is_seen(one.sample, shares):
+            return None if isinstance(one, InPlace) else one
+        # By its own paths, in place of the driver's own reading of them.
+        return Files(storage=cast("Storage", DriverStorage(self._driver)), root=one.root)
+
+    def _side_input(self, number: int, one: SideInput, shares: bool) -> SideInput:
+        if self._driver is None or _is_seen(one.sample, shares):
+            return one
+        files = one.files
+        if not one.copied:
+            listed = json.loads(self._driver.ask(side_input=number))
+            files = tuple(FileItem(*item) for item in listed)
+        return replace(
+            one,
+            files=files,
+            storage=cast("Storage", DriverStorage(self._driver)),
+            copied=True,
+        )
 
     def stop(self) -> None:
         """Give up what is being fetched, and fetch nothing more."""
@@ -95,3 +136,18 @@ class Fetching:
 
     def _tell_fetched(self, number: int, seconds: float) -> None:
         self._tell({"name": "bundle_fetched", "bundle": number, "seconds": round(seconds, 3)})
+
+
+def _is_seen(sample: Iterable[FileItem], shares: bool) -> bool:
+    """Return whether local files of the driver are seen here, and not others of the same names.
+
+    A node that shares a file system with the driver may see their times late, and is believed.
+    """
+    for item in sample:
+        try:
+            status = os.stat(item.path)  # noqa: PTH116
+        except OSError:
+            return False
+        if not shares and (status.st_size, status.st_mtime_ns) != (item.size, item.modified_ns):
+            return False
+    return True

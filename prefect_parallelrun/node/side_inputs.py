@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect_parallelrun.node import pieces
 from prefect_parallelrun.node.host_folder import HostFolder
 from prefect_parallelrun.node.local_names import names_below
-from prefect_parallelrun.node.sources import SIDE_INPUT, SideInput
+from prefect_parallelrun.node.sources import OUTPUT_FOLDER, SIDE_INPUT, SideInput
 from prefect_parallelrun.node.staging import Job, at_once, made_below
 from prefect_parallelrun.node.transfer import Source, Transfers, Unavailable
 
@@ -20,9 +20,9 @@ TELL_S = 2.0
 _PROGRESS = "progress"
 
 
-def with_paths(arguments: Sequence[str], paths: Sequence[str]) -> list[str]:
-    """Return a script's arguments with the paths of the side inputs in place of `SIDE_INPUT`."""
-    found = list(arguments)
+def with_paths(arguments: Sequence[str], paths: Sequence[str], *, output: str = "") -> list[str]:
+    """Return a script's arguments with paths in place of `SIDE_INPUT` and `OUTPUT_FOLDER`."""
+    found = [text.replace(OUTPUT_FOLDER, output) for text in arguments]
     for number, path in enumerate(paths):
         found = [text.replace(SIDE_INPUT.format(number=number), path) for text in found]
     return found
@@ -77,7 +77,7 @@ class SideInputs:
         place = self._host.path / str(number)
         if wanted.copied:
             place = self._fetched(number, wanted, place)
-        elif not place.is_symlink():
+        elif not place.is_symlink():  # seen here
             place.symlink_to(wanted.root)
         if wanted.path is None:
             return place

@@ -8,6 +8,8 @@ from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.datasets.hidden import Hidden
 from prefect_parallelrun.datasets.storage import LOCAL, Storage
 
+OUTPUT_FOLDER = "\0output folder\0"
+"""Among the script's arguments, stands for the path of the output folder on the node."""
 SIDE_INPUT = "\0side input {number}\0"
 """Among the script's arguments, stands for the path of a side input on the node."""
 
@@ -22,6 +24,8 @@ class Files:
     """Name of the block that it was unlocked with, for errors; empty for none."""
     root: str
     """Folder or URL that the files' own folders are kept below."""
+    sample: tuple[FileItem, ...] = ()
+    """Some of them, if they are local: by these the node sees whether they are the driver's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,16 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InPlace:
+    """Local files of an input: they are read where they are, unless the node does not see them."""
+
+    root: str
+    """See `Files`."""
+    sample: tuple[FileItem, ...]
+    """Some of them, by which the node sees whether they are the driver's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SideInput:
     """Files that are put on the node before its first process starts."""
 
@@ -51,7 +65,9 @@ class SideInput:
     root: str
     """The file, or the folder or URL that the files' own folders are kept below."""
     copied: bool
-    """Whether the files are fetched; otherwise the node only gives `root` the wanted path."""
+    """Whether the files are fetched; otherwise the node only gives `root` the wanted path, if it is there."""
+    sample: tuple[FileItem, ...] = ()
+    """The same of `Files`; of what is not fetched: `root` itself."""
     path: str | None
     """Where the script is to find it; None: somewhere in the node's private folder."""
 
@@ -60,11 +76,11 @@ class SideInput:
 class Sources:
     """All that a node of a run fetches; its repr shows no secret."""
 
-    inputs: tuple[Files | Query | None, ...] = ()
-    """For each input of the step; None: its files are read in place."""
+    inputs: tuple[Files | Query | InPlace, ...] = ()
+    """For each input of the step."""
     side_inputs: tuple[SideInput, ...] = ()
     """By their number in `SIDE_INPUT`."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to fetch, or to put in its place."""
-        return any(self.inputs) or bool(self.side_inputs)
+        return bool(self.side_inputs) or any(not isinstance(one, InPlace) for one in self.inputs)

@@ -132,12 +132,23 @@ def make_plan(
             dataset,
             files,
             mini_batch_size,
-            scratch / f"{place}-{dataset.name or 'table'}.parquet",
+            frame_file(scratch, place, dataset),
             None if cuts is None else cuts[place],
         )
         for place, (dataset, files) in enumerate(zip(inputs, listings, strict=True))
     ]
     return Plan(made, kinds.pop())
+
+
+def frame_file(scratch: Path, place: int, dataset: Dataset) -> Path:
+    """Return where the DataFrame of an input is kept, for nodes to read.
+
+    Args:
+        scratch: see `make_plan`.
+        place: of the input.
+        dataset: the input.
+    """
+    return scratch / f"{place}-{dataset.name or 'table'}.parquet"
 
 
 def _check_paths(inputs: Sequence[Dataset], listings: Sequence[Sequence[FileItem]]) -> None:

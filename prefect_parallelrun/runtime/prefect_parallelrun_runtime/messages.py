@@ -183,12 +183,16 @@ class Event(TypedDict, total=False):
     `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row);
     `logs_lost` (once per node, with `reason`: log files cannot be written, and are not);
     `gpus_lacking` (once per node, with `reason`: which of the first processes have no GPU);
-    and, of the agent: `monitor_trouble` (each once, with `reason`: what cannot be sampled); `fetching` (it gets on with its side inputs, as `reason` tells), `bundle_fetched`
-    (with `bundle` and `seconds`: the data of its mini-batches is there, or known not to come).
+    and, of the agent: `monitor_trouble` (each once, with `reason`: what cannot be sampled); `fetching` (it gets on with its side inputs, as `reason` tells), `wants` (with
+    `request` and `wanted`: what it asks of the driver), `bundle_fetched` (with `bundle` and `seconds`: the data of its mini-batches is there, or known not to come).
     """
 
     name: str
     node: str
+    request: int
+    """Of `wants`: its number."""
+    wanted: dict[str, Any]
+    """Of `wants`: see `driver.serving`."""
     process: str
     pid: int
     reason: str
