@@ -16,7 +16,7 @@ from prefect_parallelrun.datasets import Dataset, FileDataset, FileItem, OutputF
 from prefect_parallelrun.datasets.partitions import check_keys
 from prefect_parallelrun.datasets.sizes import files_per_mini_batch
 from prefect_parallelrun.errors import ConfigError, refuse
-from prefect_parallelrun.node.sources import SIDE_INPUT
+from prefect_parallelrun.node.sources import OUTPUT_FOLDER, SIDE_INPUT
 from prefect_parallelrun.options import RunOptions, read_options
 from prefect_parallelrun.script_check import check_script
 
@@ -97,18 +97,32 @@ class StepDefinition:
         return [dataset.list_files() for dataset in self.inputs]
 
     @property
-    def placed(self) -> tuple[FileDataset, ...]:
-        """The side inputs that each node puts in place itself; `SIDE_INPUT` numbers them so.
+    def all_side_inputs(self) -> tuple[FileDataset, ...]:
+        """The side inputs of the step, each once; `SIDE_INPUT` numbers them so.
 
         A FileDataset among the arguments that is no input is a side input, too.
         """
-        found: list[FileDataset] = []
-        for one in (*self.side_inputs, *self.arguments):
-            if not isinstance(one, FileDataset) or not (one.is_staged or one.target_path):
-                continue
-            if one in self.side_inputs or one not in self.inputs:
-                found.append(one)
+        found = [
+            one
+            for one in (*self.side_inputs, *self.arguments)
+            if isinstance(one, FileDataset) and (one in self.side_inputs or one not in self.inputs)
+        ]
         return tuple(dict.fromkeys(found))
+
+    @property
+    def placed(self) -> tuple[FileDataset, ...]:
+        """Those that each node puts in place itself, whatever it sees."""
+        return tuple(one for one in self.all_side_inputs if one.is_staged or one.target_path)
+
+    def node_arguments(self) -> list[str]:
+        """Return `script_arguments` for a node, which knows what `SIDE_INPUT` and `OUTPUT_FOLDER` are there."""
+        side_inputs = self.all_side_inputs
+        return [
+            SIDE_INPUT.format(number=side_inputs.index(argument))
+            if isinstance(argument, FileDataset) and argument in side_inputs
+            else self._argument(argument, OUTPUT_FOLDER)
+            for argument in self.arguments
+        ]
 
     def script_arguments(self, output_folder: str) -> list[str]:
         """Return the script's `sys.argv[1:]`: datasets and outputs become their paths (R51).

@@ -130,7 +130,7 @@ class Here:
         loaded = script.load_script(
             str(config.script_path),
             str(config.source_folder),
-            self._node.arguments(self._definition.script_arguments(str(output))),
+            self._node.arguments(self._definition.node_arguments(), output),
         )
         if loaded.init is not None:
             loaded.init()
@@ -159,9 +159,9 @@ class _Node:
         self._fetching = fetching
         self._paths = fetching.begin(folder)
 
-    def arguments(self, texts: list[str]) -> list[str]:
-        """Return the script's arguments with the paths of side inputs."""
-        return with_paths(texts, self._paths)
+    def arguments(self, texts: list[str], output: Path) -> list[str]:
+        """Return the script's arguments with the paths of side inputs and output."""
+        return with_paths(texts, self._paths, output=str(output))
 
     def run(self, loaded: script.Script, one: Pending, reader: dict[str, Any]) -> Any:
         """Call `run()` while the data of its mini-batch is there."""

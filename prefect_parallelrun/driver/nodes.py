@@ -196,7 +196,7 @@ class Nodes:
         """
         loop = asyncio.get_running_loop()
         limit_s = JOIN_LIMIT_S
-        if self._sources.side_inputs:
+        if any(one.copied for one in self._sources.side_inputs):
             limit_s += self._settings["load_timeout_s"]
         node.fetched_at = loop.time()
         try:

@@ -44,7 +44,7 @@ class Fetched:
         listings: Sequence[Sequence[FileItem]],
         scratch: Path,
     ) -> None:
-        self._side_inputs = definition.placed
+        self._side_inputs = definition.all_side_inputs
         inputs = definition.inputs if plan.kind != "rank" else ()
         self._listings = [
             _frame(scratch, place, dataset) or files
@@ -55,7 +55,7 @@ class Fetched:
                 _input(dataset, files)
                 for dataset, files in zip(inputs, self._listings, strict=True)
             ),
-            side_inputs=tuple(map(_side_input, definition.placed)),
+            side_inputs=tuple(map(_side_input, self._side_inputs)),
         )
         """For the agents of the nodes alone: there are secrets in it."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from prefect_parallelrun import append_row
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
-from prefect_parallelrun.node.sources import OUTPUT_FOLDER
 from prefect_parallelrun.paths import RUNTIME_FOLDER
 from prefect_parallelrun.planning import Plan
 from prefect_parallelrun_runtime import messages
@@ -50,7 +49,7 @@ def worker_settings(
         source_folder="",
         source_directory=str(config.source_folder),
         entry_script=entry_script,
-        arguments=definition.script_arguments(OUTPUT_FOLDER),
+        arguments=definition.node_arguments(),
         work_folder="",
         output_folder=str(destination),
         files=messages.Files(

@@ -76,7 +76,7 @@ class Fetching:
         """
         self._inputs = [self._input(one, shares) for one in self._sources.inputs]
         wanted = [self._side_input(*one, shares) for one in enumerate(self._sources.side_inputs)]
-        if wanted or any(self._inputs):
+        if any(self._inputs) or any(one.is_placed for one in wanted):
             self._host.enter()
         side_inputs = SideInputs(wanted, self._host, folder, self._transfers, self._tell_progress)
         paths = side_inputs.place()

@@ -66,14 +66,16 @@ class SideInputs:
             Unavailable: one cannot be had, or cannot be put there.
             Stopped: the node ends.
         """
-        if not self._wanted:
-            return []
+        if not any(one.is_placed for one in self._wanted):
+            return [one.root for one in self._wanted]
         with self._host.working(self._hear):
             return [str(self._placed(number, one)) for number, one in enumerate(self._wanted)]
 
     # -- inside ------------------------------------------------------------------------------
 
     def _placed(self, number: int, wanted: SideInput) -> Path:
+        if not wanted.is_placed:
+            return Path(wanted.root)
         place = self._host.path / str(number)
         if wanted.copied:
             place = self._fetched(number, wanted, place)

@@ -69,7 +69,12 @@ class SideInput:
     sample: tuple[FileItem, ...] = ()
     """The same of `Files`; of what is not fetched: `root` itself."""
     path: str | None
-    """Where the script is to find it; None: somewhere in the node's private folder."""
+    """Where the script is to find it; None: somewhere in the node's private folder, or where it is."""
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the node has to do anything for it."""
+        return self.copied or self.path is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +85,3 @@ class Sources:
     """For each input of the step."""
     side_inputs: tuple[SideInput, ...] = ()
     """By their number in `SIDE_INPUT`."""
-
-    def __bool__(self) -> bool:
-        """Whether there is anything to fetch, or to put in its place."""
-        return bool(self.side_inputs) or any(not isinstance(one, InPlace) for one in self.inputs)
