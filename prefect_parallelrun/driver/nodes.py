@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 import math
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 import distributed
 
+from prefect_parallelrun.driver import versions
 from prefect_parallelrun.driver.apart import ApartNodes
 from prefect_parallelrun.driver.events import (
     Event,
@@ -210,6 +212,8 @@ class Nodes:
             start.cancel()
 
     async def _start(self, node: Node) -> dict[str, Any]:
+        if not self._target.embedded and (failure := await self._unfit(node)):
+            return {"failure": failure}
         settings: messages.Settings = {**self._settings, "node": node.name}
         await self._run_on(
             node,
@@ -224,6 +228,15 @@ class Nodes:
         node.lease = self.submit(node, "node", agent.hold_node, node.agent_id)
         info: dict[str, Any] = await self._run_on(node, agent.start_node, node.agent_id)
         return info
+
+    async def _unfit(self, node: Node) -> str:
+        """Return why a Dask worker cannot run our code; empty if it can."""
+        answer: str | Exception
+        try:
+            answer = await self._run_on(node, *versions.question())
+        except importlib.metadata.PackageNotFoundError as error:
+            answer = error
+        return versions.trouble(answer)
 
     def _tell_of(self, node: Node, info: dict[str, Any]) -> None:
         joined = NodeJoined(
