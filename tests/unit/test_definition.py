@@ -318,20 +318,10 @@ def test_mini_batch_size_fits_the_inputs(make, tmp_path):
     make({"mini_batch_size": "10MB"}, inputs=(table,)).validate()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"environment": "/usr/bin/python3"},
-        {"speculative_copies": True},
-        {"gpus_per_process": 1},
-        {"compute_target": "task-runner"},
-    ],
-    ids=str,
-)
-def test_what_is_not_supported_yet(make, settings):
+def test_what_is_not_supported_yet(make):
     """A setting that would do nothing is refused rather than ignored."""
-    with pytest.raises(ConfigError, match=f"{next(iter(settings))}=.*not supported yet"):
-        make(settings).validate()
+    with pytest.raises(ConfigError, match="speculative_copies=.*not supported yet"):
+        make({"speculative_copies": True}).validate()
 
 
 def test_output_in_completion_order_is_supported(make):
