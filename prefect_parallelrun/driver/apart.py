@@ -14,7 +14,7 @@ from typing import Any
 from prefect_parallelrun.driver.homecoming import Homecoming
 from prefect_parallelrun.driver.node import Node
 from prefect_parallelrun.driver.serving import Serving
-from prefect_parallelrun.node import agent
+from prefect_parallelrun.node import calls
 from prefect_parallelrun.node.homeward import Taken
 
 LOOK_S = 1.0
@@ -47,7 +47,7 @@ class ApartNodes:
         """Answer a node; an answer that is lost is asked for again."""
         data, error = await asyncio.to_thread(self._serving.answer, wanted)
         with contextlib.suppress(OSError, TimeoutError):
-            await self._run_on(node, agent.answered, node.agent_id, number, data, error)
+            await self._run_on(node, calls.answered, node.agent_id, number, data, error)
 
     async def accompany(self, node: Node) -> None:
         """Take home what a node writes, for as long as this task goes on."""
@@ -71,7 +71,7 @@ class ApartNodes:
         async with node.homing:
             looked = node.looks_begun = node.looks_begun + 1
             while True:
-                call = self._run_on(node, agent.take_home, node.agent_id, node.arrived)
+                call = self._run_on(node, calls.take_home, node.agent_id, node.arrived)
                 taken: Taken | None = await call
                 if taken is None:
                     return False

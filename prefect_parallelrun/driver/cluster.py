@@ -23,7 +23,7 @@ from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.driver.tending import Tending
 from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
-from prefect_parallelrun.node import agent
+from prefect_parallelrun.node import agent, calls
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
 
@@ -109,10 +109,10 @@ class Cluster:
             return
         header = messages.BundleHeader(count=len(bundle.members), avoid=bundle.avoid)
         tasks = json.dumps(self._fetched.tasks(bundle, node.unseen), separators=(",", ":")).encode()
-        future = self._nodes.submit(
+        future = self._nodes.contact.submit(
             node,
             f"{bundle.number:07d}",
-            agent.run_bundle,
+            calls.run_bundle,
             node.agent_id,
             bundle.number,
             header,

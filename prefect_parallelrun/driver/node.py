@@ -20,7 +20,7 @@ class Node:
     joined: bool = False
     joining: asyncio.Task[None] | None = None
     lease: distributed.Future[None] | None = None
-    """See `agent.hold_node`."""
+    """See `calls.hold_node`."""
     fetched_at: float = 0.0
     """When it told last that it gets on with its side inputs (seconds of the loop's clock)."""
     silent_s: float = 0.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import logging
 import math
 import time
@@ -18,10 +17,8 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-import distributed
-
-from prefect_parallelrun.driver import versions
 from prefect_parallelrun.driver.apart import ApartNodes
+from prefect_parallelrun.driver.contact import Contact
 from prefect_parallelrun.driver.events import (
     Event,
     NodeJoined,
@@ -31,11 +28,11 @@ from prefect_parallelrun.driver.events import (
 )
 from prefect_parallelrun.driver.homecoming import Homecoming
 from prefect_parallelrun.driver.mailbox import Mailbox
-from prefect_parallelrun.driver.node import Node, task_name
+from prefect_parallelrun.driver.node import Node
 from prefect_parallelrun.driver.serving import Serving
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.target import Target
-from prefect_parallelrun.node import agent
+from prefect_parallelrun.node import agent, calls
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
 
@@ -43,9 +40,6 @@ RETRY_S = 1.0
 """How often a Dask worker is spoken to that does not answer."""
 SILENT_AT_END_S = 3 * agent.BEAT_S
 """At the end of a run a node is not waited for that has been silent for so long."""
-JOIN_LIMIT_S = 120.0
-"""How long a Dask worker may take to become a node: it unpacks the source, and may be busy. Where there
-are side inputs to fetch, it is how long nothing may be heard of that, beside what one request may take."""
 JOIN_S = 15.0
 """How long a node that is still joining may hold up the end of a run."""
 MAX_LOSSES = 3
@@ -79,7 +73,7 @@ class Nodes:
         self._target = target
         self._client = target.client
         self._named = first_node
-        self._task_name = task_name(step)
+        self.contact = Contact(target, step=step, topic=topic)
         self._topic = topic
         self._events = events
         self._log = log
@@ -114,13 +108,11 @@ class Nodes:
 
     def begin(self, settings: messages.Settings, paths: RunPaths, fetched: Fetched) -> None:
         """Take in what each node must know."""
-        self._settings = settings
-        self._paths = paths
-        self._sources = fetched.sources
+        self.contact.begin(settings, paths, fetched.sources)
         self.apart = ApartNodes(
             Serving(fetched, paths.source),
             Homecoming(paths, Path(settings["output_folder"]), self._log),
-            self._run_on,
+            self.contact.run_on,
             self._log,
         )
 
@@ -167,7 +159,7 @@ class Nodes:
     async def _join(self, node: Node) -> None:
         node.joining = asyncio.current_task()
         try:
-            info = await self._heard_in_time(node, asyncio.ensure_future(self._start(node)))
+            info = await self.contact.start(node)
         except Exception as error:
             why = str(error) or type(error).__name__
             self.drop(node, f"its Dask worker could not be reached: {why}", innocent=True)
@@ -186,57 +178,6 @@ class Nodes:
             if node.apart:
                 node.homeward = self.spawn(self.apart.accompany(node))
             self._tell_of(node, info)
-
-    async def _heard_in_time(
-        self, node: Node, start: asyncio.Future[dict[str, Any]]
-    ) -> dict[str, Any]:
-        """Return what a start comes to, which may take long as long as it gets on.
-
-        Raises:
-            TimeoutError: nothing was heard for too long.
-            Exception: what the start raises.
-        """
-        loop = asyncio.get_running_loop()
-        limit_s = JOIN_LIMIT_S
-        if any(one.copied for one in self._sources.side_inputs):
-            limit_s += self._settings["load_timeout_s"]
-        node.fetched_at = loop.time()
-        try:
-            while not start.done():
-                left_s = node.fetched_at + limit_s - loop.time()
-                if left_s <= 0:
-                    raise TimeoutError(f"nothing for {limit_s:g} s")
-                await asyncio.wait({start}, timeout=left_s)
-            return start.result()
-        finally:
-            start.cancel()
-
-    async def _start(self, node: Node) -> dict[str, Any]:
-        if not self._target.embedded and (failure := await self._unfit(node)):
-            return {"failure": failure}
-        settings: messages.Settings = {**self._settings, "node": node.name}
-        await self._run_on(
-            node,
-            agent.admit_node,
-            node.agent_id,
-            settings,
-            str(self._paths.root),
-            self._topic,
-            self._sources,
-        )
-        # Before anything is started: its end tells the node that the driver has died.
-        node.lease = self.submit(node, "node", agent.hold_node, node.agent_id)
-        info: dict[str, Any] = await self._run_on(node, agent.start_node, node.agent_id)
-        return info
-
-    async def _unfit(self, node: Node) -> str:
-        """Return why a Dask worker cannot run our code; empty if it can."""
-        answer: str | Exception
-        try:
-            answer = await self._run_on(node, *versions.question())
-        except importlib.metadata.PackageNotFoundError as error:
-            answer = error
-        return versions.trouble(answer)
 
     def _tell_of(self, node: Node, info: dict[str, Any]) -> None:
         joined = NodeJoined(
@@ -310,7 +251,7 @@ class Nodes:
         """End a node that is lost, once its Dask worker answers again; it is no node before that."""
         while node.address in self.leaving:
             try:
-                await self._run_on(node, agent.stop_node, node.agent_id, False, False)
+                await self.contact.run_on(node, calls.stop_node, node.agent_id, False, False)
                 break
             except Exception as error:
                 self._log.debug("%s cannot be told to end yet: %r", node.name, error)
@@ -349,7 +290,7 @@ class Nodes:
         """End a node, also one that is still joining; wait no longer than it can be heard."""
         if gracefully and node.joining is not None:
             await asyncio.wait({node.joining}, timeout=JOIN_S)
-        stop = self._run_on(node, agent.stop_node, node.agent_id, gracefully, node.apart)
+        stop = self.contact.run_on(node, calls.stop_node, node.agent_id, gracefully, node.apart)
         ending = asyncio.ensure_future(stop)
         try:
             while not ending.done() and node.silent_s < SILENT_AT_END_S:
@@ -361,7 +302,7 @@ class Nodes:
                 self._events.put(NodeNews(event=news))
             if node.apart:
                 await self.apart.take_all(node)
-                await self._run_on(node, agent.forget_node, node.agent_id)
+                await self.contact.run_on(node, calls.forget_node, node.agent_id)
         except (OSError, TimeoutError) as error:
             self._log.warning(
                 "%s does not answer at the end; it ends by itself: %s", node.name, error
@@ -410,22 +351,3 @@ class Nodes:
         """Note that a node has brought a result."""
         node.silent_s = 0.0
         self._losses.pop(node.address, None)
-
-    # -- Dask --------------------------------------------------------------------------------
-
-    def submit(self, node: Node, what: str, function: Any, *args: Any) -> distributed.Future[Any]:
-        """Submit a Dask task that only this Dask worker may run, and never a second time."""
-        return self._client.submit(
-            function,
-            *args,
-            key=f"{self._task_name}-{what}-{node.agent_id}",
-            workers=[node.address],
-            allow_other_workers=False,
-            pure=False,
-        )
-
-    async def _run_on(self, node: Node, function: Any, *args: Any) -> Any:
-        answers = await self._client.run(
-            function, *args, workers=[node.address], on_error="raise", asynchronous=True
-        )
-        return answers[node.address]

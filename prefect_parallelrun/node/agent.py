@@ -1,18 +1,11 @@
-"""Our code in a Dask worker: relays bundles to the node's supervisor and results back, unopened.
-
-Bundles, and one lease per node, are the only Dask tasks of a run. A bundle is pinned to one Dask
-worker and names one agent by its id, so that Dask can never run an attempt a second time: a worker
-that came back at the same address has no agent of that id.
-"""
+"""Our code in a Dask worker: relays bundles to the node's supervisor and results back, unopened."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import os
 import socket
-import sys
 import tempfile
 import threading
 import time
@@ -24,16 +17,11 @@ import psutil
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
 from prefect_parallelrun.errors import ClusterError
-from prefect_parallelrun.node import gpus, snapshot, threads
+from prefect_parallelrun.node import process_settings, snapshot
 from prefect_parallelrun.node.driver_files import DriverFiles, Requests
 from prefect_parallelrun.node.fetching import Fetching
 from prefect_parallelrun.node.homeward import Taken
-from prefect_parallelrun.node.interpreters import (
-    Interpreters,
-    NoEnvironment,
-    activated,
-    without_ours,
-)
+from prefect_parallelrun.node.interpreters import NoEnvironment
 from prefect_parallelrun.node.metrics import Metrics, Tally
 from prefect_parallelrun.node.monitor import Monitor
 from prefect_parallelrun.node.own_errors import noted
@@ -55,16 +43,10 @@ BEAT_S = 2.0
 """How often a node says that it is there."""
 LEASE_S = 8.0
 """A node whose lease has not come by then was admitted for a driver that died meanwhile."""
-INIT_FAILURES = 3
-"""Times the node's number of processes: so many failed starts in a row end the trying there (R87)."""
-
 KEPT_S = 60.0
 """How long a node that has ended keeps what is to come home, when nobody asks for it any more."""
 LAST_NEWS = ("shutdown_failed", "process_ended", "monitor_trouble")
 """What is told with the node's end, when it comes in the course of that."""
-
-SECRETS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
-"""Left out of the environment of worker processes: scripts never speak with Prefect's API."""
 
 
 class NodeAgent(distributed.WorkerPlugin):
@@ -124,28 +106,23 @@ class NodeAgent(distributed.WorkerPlugin):
             return self._start()
 
     def _start(self) -> dict[str, Any]:
-        worker = self._worker
         settings = self._settings
         folder = Path(tempfile.mkdtemp(prefix="parallelrun-"))
         files = self._files = NodeRunFolder(self._home, settings["run_id"], folder)
         # mypy knows no keys that are not written out.
         settings["files"] = messages.Files(**files.paths.node_files(settings["node"]))  # type: ignore[typeddict-item]
         settings["output_folder"] = files.output(settings["output_folder"])
-        self._find_interpreter(files.paths)
+        process_settings.settle(
+            settings,
+            self._worker,
+            log=files.paths.environment_log(settings["node"]),
+            stopping=lambda: self._ended,
+            tell=self._publish,
+        )
         side_inputs = self._fetching.begin(folder, shares=files.shared)
         settings["arguments"] = with_paths(
             settings["arguments"], side_inputs, output=settings["output_folder"]
         )
-        given = settings["environment"]
-        found = gpus.find(worker.state.total_resources, {**os.environ, **given})
-        settings["gpus"], settings["gpu_count"] = list(found.gpus), found.count
-        if found.trouble:
-            self._publish({"name": "gpus_lacking", "reason": found.trouble})
-        settings["process_count"] = settings["process_count"] or (
-            1 if found.gpus and settings["gpus_per_process"] != 0 else worker.state.nthreads
-        )
-        settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
-        settings["environment"] = self._environment(given)
         settings["source_folder"] = str(folder / "source")
         # Apart: the supervisor removes it at its end, and what is to come home stays.
         settings["work_folder"] = str(folder / "work")
@@ -162,7 +139,7 @@ class NodeAgent(distributed.WorkerPlugin):
             "apart": not files.shared,
             "unseen": self._fetching.unseen,
             "processes": settings["process_count"],
-            "gpus": found.count,
+            "gpus": settings["gpu_count"],
             "host": socket.gethostname(),
             "pid": supervision.pid,
         }
@@ -210,7 +187,7 @@ class NodeAgent(distributed.WorkerPlugin):
                 self._publish({"name": "alive"})
                 await asyncio.sleep(BEAT_S)
                 if self._kept_until is not None and time.monotonic() > self._kept_until:
-                    self._worker.loop.add_callback(_remove, self._id, self._worker)
+                    self._worker.loop.add_callback(remove, self._id, self._worker)
                 if not self._held and time.monotonic() - began > LEASE_S:
                     self._worker.loop.add_callback(self._end_orphaned)
         except asyncio.CancelledError:
@@ -225,7 +202,7 @@ class NodeAgent(distributed.WorkerPlugin):
                 run = self._settings["run_id"]
                 logger.warning("The driver of %s is gone, or has let go of its node: it ends", run)
             await asyncio.to_thread(self.stop, gracefully=False)
-            await _remove(self._id, self._worker)
+            await remove(self._id, self._worker)
 
     def stop(self, *, gracefully: bool, keep: bool = False) -> list[dict[str, Any]]:
         """End the worker processes (after their `shutdown()`, if gracefully) and the supervisor.
@@ -277,38 +254,6 @@ class NodeAgent(distributed.WorkerPlugin):
         if files.shared:
             return files.paths.source.read_bytes()
         return DriverFiles(self.requests).cat_file(str(files.home.source))
-
-    def _find_interpreter(self, paths: RunPaths) -> None:
-        settings = self._settings
-        python, requirements = settings["python"], settings["requirements"]
-        self._has_own_python = bool(python or requirements)
-        if not self._has_own_python:
-            settings["python"] = sys.executable
-            return
-        found = Interpreters(
-            log=paths.environment_log(settings["node"]),
-            run_id=settings["run_id"],
-            stopping=lambda: self._ended,
-            tell=lambda doing: self._publish({"name": "fetching", "reason": doing}),
-        )
-        modules = {"pandas", "pyarrow"} if any(settings["inputs"]) else set()
-        modules |= {"pyarrow"} if settings["output_format"] == "parquet" else set()
-        name = settings["environment_name"]
-        settings["python"] = found.python(python, requirements, name, sorted(modules))
-
-    def _environment(self, given: dict[str, str]) -> dict[str, str]:
-        settings, worker = self._settings, self._worker
-        inherited = {k: v for k, v in os.environ.items() if k not in SECRETS}
-        if self._has_own_python:
-            inherited = activated(without_ours(inherited), settings["python"])
-        shared = threads.settings(
-            given,
-            cores=worker.state.nthreads,
-            processes=settings["process_count"],
-            has_nanny=worker.nanny is not None,
-        )
-        gpu_count = str(settings["gpu_count"])
-        return {**inherited, "AZ_BATCHAI_GPU_COUNT_FOUND": gpu_count, **given, **shared}
 
     def _observe(self, supervisor: int, paths: RunPaths) -> None:
         """Begin with what people look at; it never fails the node."""
@@ -362,116 +307,12 @@ class NodeAgent(distributed.WorkerPlugin):
             self._files.remove()
 
 
-def _name(agent_id: str) -> str:
+def name_of(agent_id: str) -> str:
+    """Return the name of the plugin."""
     return f"parallelrun-{agent_id}"
 
 
-async def admit_node(
-    agent_id: str,
-    settings: messages.Settings,
-    run_folder: str,
-    topic: str,
-    sources: Sources,
-    dask_worker: distributed.Worker,
-) -> None:
-    """Let this Dask worker know of the node that it is to be (sent by `Client.run`, past whatever is queued).
-
-    Nothing is started yet: the lease is to come first, so that no driver can die in between and leave
-    something that runs.
-    """
-    agent = NodeAgent(agent_id, settings, Path(run_folder), topic, sources)
-    await dask_worker.plugin_add(plugin=agent, name=_name(agent_id))
-    agent.begin()
-
-
-async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str, Any]:
-    """Make this Dask worker the node that it was admitted as (sent by `Client.run`).
-
-    A failure is returned, as text: Dask would log the arguments of a function that raises, and they
-    hold the user's environment variables.
-    """
-    agent = dask_worker.plugins.get(_name(agent_id))
-    if not isinstance(agent, NodeAgent):
-        return {"failure": "it was let go of before it was started"}
-    try:
-        return await asyncio.to_thread(agent.start)
-    except Exception as error:
-        home = await asyncio.to_thread(agent.take_home, 0)
-        await asyncio.to_thread(agent.stop, gracefully=False)
-        await _remove(agent_id, dask_worker)
-        if isinstance(error, Unavailable | NoEnvironment):
-            lacking = "side inputs" if isinstance(error, Unavailable) else "environment"
-            return {"failure": agent.at_home(str(error)), "lacking": lacking, "home": home}
-        return {"failure": f"{type(error).__name__}: {error}"}
-
-
-async def _remove(agent_id: str, dask_worker: distributed.Worker) -> None:
-    if _name(agent_id) in dask_worker.plugins:
-        await dask_worker.plugin_remove(name=_name(agent_id))
-
-
-async def stop_node(
-    agent_id: str, gracefully: bool, keep: bool, dask_worker: distributed.Worker
-) -> list[dict[str, Any]]:
-    """End the run on this node (sent by `Client.run`); see `NodeAgent.stop`.
-
-    Nothing of it is left, unless it is to keep what is to come home until `forget_node`.
-    """
-    agent = dask_worker.plugins.get(_name(agent_id))
-    if not isinstance(agent, NodeAgent):
-        return []
-    news = await asyncio.to_thread(agent.stop, gracefully=gracefully, keep=keep)
-    if not keep:
-        await _remove(agent_id, dask_worker)
-    return news
-
-
-async def forget_node(agent_id: str, dask_worker: distributed.Worker) -> None:
-    """Remove all that a node kept after its end (sent by `Client.run`)."""
-    await _remove(agent_id, dask_worker)
-
-
-async def take_home(agent_id: str, arrived: int, dask_worker: distributed.Worker) -> Taken | None:
-    """Return what a node has for the run folder that it does not see (sent by `Client.run`).
-
-    None: there is no such node.
-    """
-    agent = dask_worker.plugins.get(_name(agent_id))
-    if not isinstance(agent, NodeAgent):
-        return None
-    return await asyncio.to_thread(agent.take_home, arrived)
-
-
-async def answered(
-    agent_id: str,
-    number: int,
-    data: bytes,
-    error: tuple[int, str] | None,
-    dask_worker: distributed.Worker,
-) -> None:
-    """Bring a node what it has asked of the driver (sent by `Client.run`); see `Requests`."""
-    agent = dask_worker.plugins.get(_name(agent_id))
-    if isinstance(agent, NodeAgent):
-        agent.requests.answered(number, data, error)
-
-
-def hold_node(agent_id: str) -> None:
-    """Dask task: the driver's lease on a node, as long as both live.
-
-    Nothing else tells a Dask worker that a client is gone: Dask then releases this task, within
-    milliseconds (measured), and the agent ends the node.
-    """
-    agent = distributed.get_worker().plugins.get(_name(agent_id))
-    if isinstance(agent, NodeAgent):
-        distributed.secede()
-        agent.hold()
-
-
-def run_bundle(agent_id: str, number: int, header: messages.BundleHeader, tasks: bytes) -> bytes:
-    """Dask task: run one bundle; return its frames, or `STALE`."""
-    agent = distributed.get_worker().plugins.get(_name(agent_id))
-    if not isinstance(agent, NodeAgent):
-        return STALE
-    # Waiting costs no thread of the Dask worker: other people's tasks go on.
-    distributed.secede()
-    return agent.run(number, header, tasks)
+async def remove(agent_id: str, dask_worker: distributed.Worker) -> None:
+    """Take the node off its Dask worker; nothing of it is left."""
+    if name_of(agent_id) in dask_worker.plugins:
+        await dask_worker.plugin_remove(name=name_of(agent_id))

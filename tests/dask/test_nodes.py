@@ -18,7 +18,7 @@ import distributed
 import pytest
 
 from prefect_parallelrun.datasets import FileDataset
-from prefect_parallelrun.driver import nodes, schedule, tending
+from prefect_parallelrun.driver import contact, schedule, tending
 from prefect_parallelrun.errors import ClusterError
 from tests.dask.conftest import lines
 from tests.dask.faults import (
@@ -277,7 +277,7 @@ def test_a_dask_worker_that_does_not_become_a_node_in_time_is_done_without(
     run, numbers, cluster, two_workers, log, monkeypatch
 ):
     """R205: one that does not answer from the start: the others do the work, and the end waits for nobody."""
-    monkeypatch.setattr(nodes, "JOIN_LIMIT_S", 1.0)
+    monkeypatch.setattr(contact, "JOIN_LIMIT_S", 1.0)
     with distributed.Client(two_workers, set_as_default=False) as client:
         stopped = next(iter(client.run(os.getpid).values()))
     os.kill(stopped, signal.SIGSTOP)

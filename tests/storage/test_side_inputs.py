@@ -355,10 +355,10 @@ def test_a_slow_side_input_is_waited_for_as_long_as_it_comes(
     http_server, run, items, monkeypatch, tmp_path
 ):
     """Fetching may take longer than a node may take to join, and than --first_task_creation_timeout (R205)."""
-    from prefect_parallelrun.driver import nodes
+    from prefect_parallelrun.driver import contact
     from prefect_parallelrun.node import side_inputs, staging
 
-    monkeypatch.setattr(nodes, "JOIN_LIMIT_S", 1.0)
+    monkeypatch.setattr(contact, "JOIN_LIMIT_S", 1.0)
     monkeypatch.setattr(side_inputs, "TELL_S", 0.1)
     monkeypatch.setattr(staging, "THREADS", 1)
     for n in range(30):

@@ -320,7 +320,7 @@ def test_mini_batch_size_fits_the_inputs(make, tmp_path):
 
 def test_what_is_not_supported_yet(make):
     """A setting that would do nothing is refused rather than ignored."""
-    with pytest.raises(ConfigError, match="speculative_copies=.*not supported yet"):
+    with pytest.raises(ConfigError, match=r"speculative_copies=.*not supported yet"):
         make({"speculative_copies": True}).validate()
 
 
