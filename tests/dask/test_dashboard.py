@@ -14,7 +14,7 @@ from distributed.dashboard.components.scheduler import WorkerTable
 from distributed.utils import key_split
 
 from prefect_parallelrun.driver import target
-from prefect_parallelrun.driver.nodes import task_name
+from prefect_parallelrun.driver.node import task_name
 from prefect_parallelrun.node.metrics import Metrics, Tally
 from prefect_parallelrun_runtime import channel
 from tests.dask.conftest import lines
