@@ -15,6 +15,7 @@ test: ## all tests but the slow ones
 bench: ## ratios against peers, measured in one run
 	$(PYTHON) benchmarks/overhead.py
 	$(PYTHON) benchmarks/survival.py
+	$(PYTHON) benchmarks/scale.py
 
 chaos: ## faults at random moments; ROUNDS and SEED choose how many and which
 	$(PYTHON) -m tests.chaos --rounds $(or $(ROUNDS),10) --seed $(or $(SEED),1)
