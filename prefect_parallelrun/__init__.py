@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefect_parallelrun.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from prefect_parallelrun.blocks import (
         AzureAccountKeyCredentials,

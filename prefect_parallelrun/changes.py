@@ -174,6 +174,13 @@ def _arguments(before: StepDefinition, now: StepDefinition) -> str:
     return _with_names("arguments changed", dict.fromkeys(names))
 
 
+def _environment(before: StepDefinition, now: StepDefinition) -> str:
+    old, new = before.config.environment, now.config.environment
+    if old is None or new is None:
+        return _setting("environment")(before, now)
+    return _with_names("environment changed", new.changes(old))
+
+
 def _environment_variables(before: StepDefinition, now: StepDefinition) -> str:
     old = before.config.environment_variables or {}
     new = now.config.environment_variables or {}
@@ -214,7 +221,7 @@ _CLAUSES: dict[str, Callable[[StepDefinition, StepDefinition], str]] = {
     "environment_variables": _environment_variables,
     "output": _output,
     "entry_script": _setting("entry_script"),
-    "environment": _setting("environment"),
+    "environment": _environment,
     "mini_batch_size": _setting("mini_batch_size"),
     "partition_keys": _setting("partition_keys"),
 }

@@ -152,12 +152,12 @@ def gpus_per_process(name: str, value: Any) -> float | None:
     """Return None, a number of GPUs, or a fraction of one that several processes share."""
     if value is None:
         return None
-    fits = type(value) in (int, float) and (0 < value < 1 or value in range(1025))
+    fits = type(value) in (int, float) and (0.01 <= value < 1 or value in range(1025))
     if not fits:
         raise unfit(
             name,
             value,
-            "a whole number of GPUs such as 2, or a fraction such as 0.25 (then 4 processes share one)",
+            "a whole number of GPUs such as 2, or a fraction such as 0.25 (4 processes share one), 0.01 at least",
         )
     return value if 0 < value < 1 else int(value)
 

@@ -345,17 +345,17 @@ class ParallelRunConfig(BaseModel):
         Raises:
             ConfigError: the file cannot be read, or a setting in it cannot work.
         """
-        place = yaml_document.Place(f"path={str(path)!r}")
-        settings = yaml_document.read(Path(path), place).get(YAML_KEY)
-        if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-            raise refuse(
-                "path", str(path), f"it must be a YAML file with settings below {YAML_KEY!r}"
-            )
-        return cls.from_saved(settings)
+        return cls.from_saved(saved_settings(path))
 
     @classmethod
-    def from_saved(cls, settings: Mapping[str, Any]) -> ParallelRunConfig:
+    def from_saved(
+        cls, settings: Mapping[str, Any], *, below: Path | None = None
+    ) -> ParallelRunConfig:
         """Return the config of settings in the form in which `save_to_yaml` writes them.
+
+        Args:
+            settings: by their names.
+            below: the folder where relative paths of `environment` begin; None: the working directory.
 
         Raises:
             ConfigError: a setting cannot work.
@@ -365,7 +365,22 @@ class ParallelRunConfig(BaseModel):
             value = given.get(name)
             if isinstance(value, dict) and set(value) == {"pipeline_parameter"}:
                 given[name] = _parameter(value["pipeline_parameter"])
+        if "environment" in given:
+            given["environment"] = Environment.of("environment", given["environment"], below=below)
         return cls(**given)
+
+
+def saved_settings(path: str | Path) -> dict[str, Any]:
+    """Return what a file says that `save_to_yaml` wrote, or that was written by hand in that form.
+
+    Raises:
+        ConfigError: the file cannot be read, or has no settings.
+    """
+    place = yaml_document.Place(f"path={str(path)!r}")
+    settings = yaml_document.read(Path(path), place).get(YAML_KEY)
+    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+        raise refuse("path", str(path), f"it must be a YAML file with settings below {YAML_KEY!r}")
+    return settings
 
 
 def _checked(name: str, value: Any) -> Any:

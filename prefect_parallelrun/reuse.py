@@ -77,7 +77,7 @@ def fingerprint_parts(
         "source": source_sha256,
         "entry_script": config.script_path.relative_to(config.source_folder).as_posix(),
         "arguments": definition.script_arguments(_OUTPUT),
-        "environment": config.environment and config.environment.as_saved(),
+        "environment": config.environment and config.environment.made_of(),
         "environment_variables": config.environment_variables or {},
         "output": output_settings(definition),
         "mini_batch_size": _settled_size(definition),

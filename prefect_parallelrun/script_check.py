@@ -35,6 +35,8 @@ def check_script(config: ParallelRunConfig) -> None:
             warnings.simplefilter("ignore")  # the script's own warnings are no errors of the step
             tree = ast.parse(script.read_bytes(), filename=str(script))
     except SyntaxError as error:
+        if config.environment is not None and config.environment.python is not None:
+            return  # its Python may be newer than this one, and knows more: the nodes will tell
         line = (error.text or "").strip()
         raise EntryScriptError(
             f"{script}, line {error.lineno}: {error.msg}" + (f"\n    {line}" if line else "")

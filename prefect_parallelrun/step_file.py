@@ -12,7 +12,7 @@ from pydantic import Field
 
 from prefect_parallelrun import step_datasets, yaml_document
 from prefect_parallelrun.azure_yaml import job as azure_job
-from prefect_parallelrun.config import ParallelRunConfig, absolute
+from prefect_parallelrun.config import ParallelRunConfig, absolute, saved_settings
 from prefect_parallelrun.datasets import Dataset, OutputFileDatasetConfig
 from prefect_parallelrun.errors import ConfigError
 from prefect_parallelrun.step import ParallelRunStep
@@ -141,14 +141,15 @@ def load_config(path: str | Path) -> ParallelRunConfig:
     """
     file = absolute(str(path))
     with Place(str(path)).blamed():
-        return _below(ParallelRunConfig.load_yaml(file), file.parent)
+        settings = saved_settings(file)
+        return _below(ParallelRunConfig.from_saved(settings, below=file.parent), file.parent)
 
 
 def _config(given: str | dict[str, Any], folder: Path, place: Place) -> ParallelRunConfig:
     with place.blamed():
         if isinstance(given, str):
             return load_config(absolute(given, below=str(folder)))
-        return _below(ParallelRunConfig.from_saved(given), folder)
+        return _below(ParallelRunConfig.from_saved(given, below=folder), folder)
 
 
 def _below(config: ParallelRunConfig, folder: Path) -> ParallelRunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ from prefect_parallelrun.azure_yaml.schema import (
 )
 from prefect_parallelrun.errors import ConfigError
 from prefect_parallelrun.yaml_document import Place
+
+logger = logging.getLogger(__name__)
 
 _REFERENCE = re.compile(r"\$\{\{\s*([\w.-]+?)\s*\}\}")
 _SETTINGS = {
@@ -141,6 +144,13 @@ class _Translation:
         if task.type not in ("run_function", "function"):
             raise self._place.at("task.type").refuse(task.type, "only run_function runs here")
         check_path(task.code, self._place.at("task.code"), required=True)
+        if task.environment is not None:
+            # Images and conda files are for a container; whether the nodes have the like, nobody can see.
+            logger.warning(
+                "%s is not used: the worker processes have the Python of the nodes; a step file of ours can "
+                "name another one, config.environment",
+                self._place.at("task.environment"),
+            )
         retries = yaml_document.fitted(
             Retries, job.retry_settings, self._place.at("retry_settings")
         )

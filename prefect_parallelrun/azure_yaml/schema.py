@@ -52,7 +52,7 @@ class Task(Part):
     append_row_to: str | None = None
     """an output, such as ${{outputs.job_output_file}}"""
     environment: Any = None
-    """anything: the worker processes have the Python that the nodes have"""
+    """anything: it is not used, and a warning says so"""
 
 
 class Job(Part):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from prefect.blocks.core import Block
@@ -11,6 +14,8 @@ from pydantic import ConfigDict, Field, HttpUrl, model_validator
 
 from prefect_parallelrun.blocks.look import PROGRAM, STRICT, no_secrets
 from prefect_parallelrun.config import NONE_IS_DEFAULT, ParallelRunConfig
+from prefect_parallelrun.environment import Environment
+from prefect_parallelrun.errors import ConfigError
 
 
 def _setting(name: str, description: str = "") -> Any:
@@ -23,11 +28,27 @@ def _setting(name: str, description: str = "") -> Any:
     return Field(default=default, description=description)
 
 
-def _kept(value: Any) -> Any:
-    """Return a path as text and a tuple as a list: Prefect keeps JSON."""
+def _kept(name: str, value: Any) -> Any:
+    """Return a path or an environment as text and a tuple as a list: Prefect keeps JSON."""
+    if name == "environment" and isinstance(value, Environment | Mapping | Path):
+        environment = Environment.of(name, value)
+        assert environment is not None
+        saved = environment.as_saved()
+        return saved if isinstance(saved, str) else json.dumps(saved)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _environment(text: str | None) -> Any:
+    """Return what the text says: a path, or in JSON the settings of an `Environment`."""
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        # Not the text: it may hold a password by mistake.
+        raise ConfigError(f"environment is no JSON: {error}") from None
 
 
 class ParallelRunConfigBlock(Block):
@@ -77,7 +98,12 @@ class ParallelRunConfigBlock(Block):
     )
     node_count: int = _setting("node_count")
     process_count_per_node: int | None = _setting("process_count_per_node")
-    environment: str | None = _setting("environment")
+    # Never a mapping: the pages have no editor for one that may be None.
+    environment: str | None = _setting(
+        "environment",
+        "The Python environment of the worker processes: nothing (that of the node), the path of an "
+        'interpreter or a virtual environment on the nodes, or {"requirements": ["pandas==2.2.3"]} in JSON.',
+    )
     environment_variables: SecretDict = Field(
         default_factory=no_secrets,
         description="Set in each worker process before it starts; masked on Prefect's pages.",
@@ -101,7 +127,7 @@ class ParallelRunConfigBlock(Block):
             return given
         left_out = (*NONE_IS_DEFAULT, "environment_variables", "description")
         return {
-            name: _kept(value)
+            name: _kept(name, value)
             for name, value in given.items()
             if value is not None or name not in left_out
         }
@@ -124,5 +150,6 @@ class ParallelRunConfigBlock(Block):
             name: getattr(self, name) for name in ParallelRunConfig.model_fields
         }
         settings["environment_variables"] = self.environment_variables.get_secret_value() or None
+        settings["environment"] = _environment(self.environment)
         settings["description"] = self.description or None
         return ParallelRunConfig(**{**settings, **changes})

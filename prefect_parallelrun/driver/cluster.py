@@ -40,7 +40,6 @@ class Cluster:
         node_count: so many Dask workers become nodes; a later one takes the place of one that is lost.
         first_node: number in the name of the first node.
         step: name of the step, under which the Dask dashboard shows the bundles.
-        run_id: of the run.
         log: of the run.
         watch: called several times a second while this waits for Dask; ends the run by raising.
 
@@ -56,7 +55,6 @@ class Cluster:
         node_count: int,
         first_node: int = 0,
         step: str,
-        run_id: str,
         log: logging.Logger,
         watch: Callable[[], None] | None = None,
     ) -> None:
@@ -70,18 +68,33 @@ class Cluster:
             self._target,
             first_node=first_node,
             step=step,
-            topic=f"parallelrun-{run_id}",
             events=self._events,
             log=log,
         )
         self._tending = Tending(
-            self._nodes, self._target, node_count=node_count, events=self._events, log=log
+            self._nodes,
+            self._target,
+            node_count=node_count,
+            step=step,
+            events=self._events,
+            log=log,
         )
 
     @property
     def dashboard(self) -> str:
         """Address of the Dask dashboard, or empty."""
         return self._target.dashboard
+
+    @property
+    def work_waits(self) -> bool:
+        """Whether there is work for more nodes: where none is, a cluster that scales may shrink."""
+        return self._tending.work_waits
+
+    @work_waits.setter
+    def work_waits(self, waits: bool) -> None:
+        if waits and not self._tending.work_waits:
+            self._target.loop.call_soon_threadsafe(self._nodes.changed.set)
+        self._tending.work_waits = waits
 
     @property
     def joining(self) -> list[str]:
@@ -192,6 +205,7 @@ class Cluster:
             nodes.broke(node, "it hands bundles back unrun")
         else:
             nodes.worked(node)
+            nodes.apart.ended(node, number)
         # At once: Dask would run a finished one again if its worker died while somebody held it.
         node.bundles.pop(number, None)
         future.release()

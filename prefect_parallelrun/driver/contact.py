@@ -6,7 +6,6 @@ All of it happens on the event loop of the Dask client.
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 from typing import Any
 
 import distributed
@@ -14,7 +13,7 @@ import distributed
 from prefect_parallelrun.driver import versions
 from prefect_parallelrun.driver.node import Node, task_name
 from prefect_parallelrun.driver.target import Target
-from prefect_parallelrun.node import calls
+from prefect_parallelrun.node import agent, calls
 from prefect_parallelrun.node.sources import Sources
 from prefect_parallelrun.paths import RunPaths
 from prefect_parallelrun_runtime import messages
@@ -22,6 +21,13 @@ from prefect_parallelrun_runtime import messages
 JOIN_LIMIT_S = 120.0
 """How long a Dask worker may take to become a node: it unpacks the source, and may be busy. Where there
 are side inputs to fetch, it is how long nothing may be heard of that, beside what one request may take."""
+
+PRIORITY = 1
+"""Before other people's tasks that wait for the same Dask worker: ours take a thread of it for a moment, and
+behind a long queue the processes that are there for them would stand idle."""
+
+_BY_NAME = "__import__('pkgutil').resolve_name(name)(*args)"
+"""What a task is to the scheduler: nothing of ours, which only the Dask worker has to know."""
 
 
 class Contact:
@@ -71,8 +77,12 @@ class Contact:
             start.cancel()
 
     async def _start(self, node: Node) -> dict[str, Any]:
-        if not self._embedded and (failure := await self._unfit(node)):
-            return {"failure": failure}
+        if not self._embedded:
+            # What it takes to load the package may be missing, or have been exchanged, in the meantime.
+            there = await self.call(node.address, *versions.question(load=calls.__name__))
+            if wrong := versions.trouble(there):
+                where = f"{node.address} on {there['host']}"
+                return {"failure": f"{where}: {wrong}", "is_unfit": True}
         settings: messages.Settings = {**self._settings, "node": node.name}
         await self.run_on(
             node,
@@ -84,28 +94,26 @@ class Contact:
             self._sources,
         )
         # Before anything is started: its end tells the node that the driver has died.
-        node.lease = self.submit(node, "node", calls.hold_node, node.agent_id)
+        node.lease = self.submit(node, agent.LEASE, calls.hold_node, node.agent_id)
         info: dict[str, Any] = await self.run_on(node, calls.start_node, node.agent_id)
         return info
 
-    async def _unfit(self, node: Node) -> str:
-        """Return why a Dask worker cannot run our code; empty if it can."""
-        answer: str | Exception
-        try:
-            answer = await self.run_on(node, *versions.question())
-        except importlib.metadata.PackageNotFoundError as error:
-            answer = error
-        return versions.trouble(answer)
-
     def submit(self, node: Node, what: str, function: Any, *args: Any) -> distributed.Future[Any]:
-        """Submit a Dask task that only this Dask worker may run, and never a second time."""
+        """Submit a Dask task that only this Dask worker may run, and never a second time.
+
+        The scheduler loads each function that it hands on, and has refused ours where it lacks the package.
+        """
+        name = f"{function.__module__}:{function.__qualname__}"
         return self._client.submit(
-            function,
-            *args,
+            eval,
+            _BY_NAME,
+            {},
+            {"name": name, "args": args},
             key=f"{self._task_name}-{what}-{node.agent_id}",
             workers=[node.address],
             allow_other_workers=False,
             pure=False,
+            priority=PRIORITY,
         )
 
     async def run_on(self, node: Node, function: Any, *args: Any) -> Any:
@@ -114,7 +122,15 @@ class Contact:
         Raises:
             Exception: what it raises, or that the Dask worker cannot be reached.
         """
+        return await self.call(node.address, function, *args)
+
+    async def call(self, address: str, function: Any, *args: Any) -> Any:
+        """Have a function run on the event loop of a Dask worker, be it a node or not.
+
+        Raises:
+            Exception: what it raises, or that the Dask worker cannot be reached.
+        """
         answers = await self._client.run(
-            function, *args, workers=[node.address], on_error="raise", asynchronous=True
+            function, *args, workers=[address], on_error="raise", asynchronous=True
         )
-        return answers[node.address]
+        return answers[address]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -31,6 +32,7 @@ LATE_S = 60.0
 """How long the end of this process waits for a cluster whose start was given up, to end it."""
 _OF_A_CLUSTER = ("scheduler_address", "close")
 """What the client and the end of the run need of a cluster."""
+_SIGNALS = threading.Lock()
 
 T = TypeVar("T")
 
@@ -126,7 +128,8 @@ def _security(target: DaskComputeTarget) -> distributed.Security | None:
 def _started(target: DaskComputeTarget, name: str) -> Any:
     """Start the cluster; what went wrong is told without what is secret."""
     try:
-        make = import_term(target.cluster_class or "")
+        with _no_signal_handled():
+            make = import_term(target.cluster_class or "")
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"compute_target={name}: cluster_class={target.cluster_class!r} cannot be imported where "
@@ -157,6 +160,29 @@ def _started(target: DaskComputeTarget, name: str) -> Any:
             f"{target.cluster_class}: {target.told(error)}"
         ) from None
     return cluster
+
+
+@contextlib.contextmanager
+def _no_signal_handled() -> Iterator[None]:
+    """Leave the handlers of signals alone, whatever is imported meanwhile in this thread.
+
+    The import of dask-jobqueue (0.9.0; its issue 667) sets a handler of Ctrl-C. Only the main thread may,
+    so that it fails here; and in the main thread it would take Ctrl-C away from the flow.
+    """
+    thread = threading.get_ident()
+    with _SIGNALS:
+        real = signal.signal
+
+        def set_handler(number: int, handler: Any) -> Any:
+            if threading.get_ident() == thread:
+                return signal.getsignal(number)
+            return real(number, handler)
+
+        signal.signal = set_handler  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            signal.signal = real
 
 
 def beside(

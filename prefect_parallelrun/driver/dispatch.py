@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from prefect_parallelrun.models import Earlier, MiniBatch
 
 @dataclass(slots=True)
 class _Node:
+    name: str
+    place: int
+    """In the order in which nodes joined."""
     processes: int
     bundles: int = 0
     """In flight."""
@@ -36,7 +40,11 @@ class _Node:
 
 
 class Dispatch:
-    """Holds what is in flight and what waits; knows nothing of how attempts end."""
+    """Holds what is in flight and what waits; knows nothing of how attempts end.
+
+    What a bundle costs here must not grow with the nodes: it would with hundreds of them be most of the
+    driver's time.
+    """
 
     def __init__(self, plan: Iterable[MiniBatch], earlier: Earlier) -> None:
         """Begin with the mini-batches that are to run, those in `earlier.parts` included."""
@@ -47,6 +55,12 @@ class Dispatch:
         self._alone = Waiting()
         self._bundles: dict[int, Bundle] = {}
         self._nodes: dict[str, _Node] = {}
+        self._joined = 0
+        self._room: dict[str, _Node] = {}
+        """Nodes that may have room in their windows; the others are full, or get nothing now."""
+        self._window = 0
+        self._draining = 0
+        """Nodes of which `drains_for` is set."""
         self._number = 0
         self._mean_s: float | None = None
         self._mean_bytes = 0.0
@@ -55,37 +69,42 @@ class Dispatch:
         """Whether the plan has given all it has."""
         self.planned = 0
         """Mini-batches taken from the plan so far."""
+        self.processes = 0
+        """Of all nodes."""
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to run, nor in flight."""
-        if self._bundles or self._again or self._alone or self._ahead:
-            return False
-        if any(node.drains_for for node in self._nodes.values()):
-            return False
-        return self._look_ahead(1) == 0 and not self._again
+        return not self._bundles and not self.work_waits
+
+    @property
+    def work_waits(self) -> bool:
+        """Whether something is left that is not in flight."""
+        if self._again or self._alone or self._ahead or self._draining:
+            return True
+        return self._look_ahead(1) != 0 or bool(self._again)
 
     @property
     def scheduled_all(self) -> bool:
         """Whether every mini-batch of the plan has been sent out once."""
         return self.planned_all and not self._ahead
 
-    @property
-    def processes(self) -> int:
-        """Of all nodes."""
-        return sum(node.processes for node in self._nodes.values())
-
     # -- nodes and bundles -------------------------------------------------------------------
 
     def node_joined(self, node: str, processes: int) -> None:
         """Count a node with so many worker processes in."""
-        self._nodes[node] = _Node(processes)
+        self._joined += 1
+        self._nodes[node] = self._room[node] = _Node(node, self._joined, processes)
+        self.processes += processes
 
     def node_left(self, node: str) -> list[Bundle]:
         """Take a node out; return what was in flight there and is not any more."""
         if (gone := self._nodes.pop(node, None)) is None:
             return []
+        self._room.pop(node, None)
+        self.processes -= gone.processes
         if gone.drains_for is not None:
+            self._draining -= 1
             self._alone.put_first(gone.drains_for)
         bundles = [bundle for bundle in self._bundles.values() if bundle.node == node]
         for bundle in bundles:
@@ -109,6 +128,7 @@ class Dispatch:
             node = self._nodes[bundle.node]
             node.bundles -= 1
             node.alone = False
+            self._room[node.name] = node
         return bundle
 
     def learn(self, seconds: float, volume: float, size: int) -> None:
@@ -140,7 +160,8 @@ class Dispatch:
 
     def _look_ahead(self, processes: int) -> int | None:
         """Look ahead in the plan; return how many are left once its end is in sight."""
-        wanted = 2 * processes * policy.BUNDLE_MOST if self._mean_s else 2 * processes
+        most = 2 * processes * policy.BUNDLE_MOST if self._mean_s else 0
+        wanted = max(2 * processes, min(most, policy.AHEAD_MOST))
         short = wanted - len(self._ahead)
         if not self.planned_all and short > 0:
             fresh = list(islice(self._plan, short))
@@ -165,12 +186,31 @@ class Dispatch:
     def next_bundles(self) -> list[Bundle]:
         """Return what is to be submitted now, so that every node's window is full."""
         bundles = self._alone_bundles()
-        without: set[str] = set()
-        while (node := self._hungriest(without)) is not None:
-            if members := self._take(node):
-                bundles.append(self._bundle(node, members))
+        window = policy.window(self._mean_s)
+        if window > self._window:
+            self._room = self._nodes.copy()
+        self._window = window
+        # The one with the most room gets the next bundle; of several, the one that joined first.
+        hungry = [
+            (node.load, node.place, node)
+            for node in self._room.values()
+            if node.fed and node.load < window
+        ]
+        heapq.heapify(hungry)
+        self._room = {}
+        while hungry:
+            _, place, node = hungry[0]
+            if members := self._take(node.name):
+                bundles.append(self._bundle(node.name, members))
+                if node.load < window:
+                    heapq.heapreplace(hungry, (node.load, place, node))
+                    continue
+            elif self._again:  # there may be something for another
+                self._room[node.name] = node
             else:
-                without.add(node)
+                self._room.update((node.name, node) for _, _, node in hungry)
+                break
+            heapq.heappop(hungry)
         return bundles
 
     def _bundle(self, node: str, members: list[Pending], *, alone: bool = False) -> Bundle:
@@ -183,25 +223,18 @@ class Dispatch:
     def _alone_bundles(self) -> list[Bundle]:
         """Choose nodes for what runs alone; each gets it as soon as it has drained."""
         if self._alone:
-            fed = [name for name, node in self._nodes.items() if node.fed]
-            for name in sorted(fed, key=lambda name: self._nodes[name].load):
-                self._nodes[name].drains_for = self._alone.take(name, self._nodes.keys())
+            fed = [node for node in self._nodes.values() if node.fed]
+            for node in sorted(fed, key=lambda node: node.load):
+                node.drains_for = self._alone.take(node.name, self._nodes.keys())
+                self._draining += node.drains_for is not None
         bundles: list[Bundle] = []
-        for name, node in self._nodes.items():
-            if node.drains_for is not None and not node.bundles:
-                bundles.append(self._bundle(name, [node.drains_for], alone=True))
-                node.drains_for, node.alone = None, True
+        if self._draining:
+            for node in self._nodes.values():
+                if node.drains_for is not None and not node.bundles:
+                    bundles.append(self._bundle(node.name, [node.drains_for], alone=True))
+                    node.drains_for, node.alone = None, True
+                    self._draining -= 1
         return bundles
-
-    def _hungriest(self, without: set[str]) -> str | None:
-        """Return the node with the most room in its window, or None; `without`: nothing is for them."""
-        size = policy.window(self._mean_s)
-        best, most = None, 0.0
-        for name, node in self._nodes.items():
-            room = size - node.load
-            if room > most and node.fed and name not in without:
-                best, most = name, room
-        return best
 
     def _take(self, node: str) -> list[Pending]:
         """Take the next bundle's mini-batches for `node`; those that run again go one by one, first."""

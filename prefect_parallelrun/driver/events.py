@@ -37,6 +37,12 @@ class NodeLost:
     expected: bool = False
     """Whether nothing that ran on it can have caused that: it was retired or preempted, never came to
     be, or the way to it broke. Then the loss is held against no mini-batch (R214)."""
+    left: bool = False
+    """Whether it was let go of, for it had nothing to do: its processes end as they should."""
+
+    def __str__(self) -> str:
+        """Say what became of it, for the log."""
+        return f"{self.node} {'left' if self.left else 'is lost'}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,8 @@ class History:
         record = self._nodes.pop(event.node, None)
         if record is not None:
             self._note(replace(record, left_at=time.time(), reason=event.reason))
+        if event.left:  # they tell of their end
+            return
         for key in [key for key in self._processes if key[0] == event.node]:
             del self._processes[key]
 

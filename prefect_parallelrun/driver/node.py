@@ -25,6 +25,8 @@ class Node:
     """When it told last that it gets on with its side inputs (seconds of the loop's clock)."""
     silent_s: float = 0.0
     """How long nothing was heard of it, as far as somebody could have heard it."""
+    parting: asyncio.Task[None] | None = None
+    """Ends it, since it was let go of."""
     lost: bool = False
     apart: bool = False
     """Whether it shares no file system with the driver; see `apart`."""

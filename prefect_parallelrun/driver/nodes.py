@@ -26,10 +26,8 @@ from prefect_parallelrun.driver.events import (
     NodeLost,
     NodeNews,
 )
-from prefect_parallelrun.driver.homecoming import Homecoming
 from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node
-from prefect_parallelrun.driver.serving import Serving
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.target import Target
 from prefect_parallelrun.node import agent, calls
@@ -55,7 +53,6 @@ class Nodes:
         target: whose Dask workers they are.
         first_node: number in the name of the first one.
         step: name of the step.
-        topic: under which the agents publish their news.
         events: where what happens is put, for the driver.
         log: of the run.
     """
@@ -66,15 +63,16 @@ class Nodes:
         *,
         first_node: int,
         step: str,
-        topic: str,
         events: Mailbox[Event],
         log: logging.Logger,
     ) -> None:
         self._target = target
         self._client = target.client
         self._named = first_node
-        self.contact = Contact(target, step=step, topic=topic)
-        self._topic = topic
+        # Dask keeps a topic's last events for ever, but forgets those of the topic that is named after a
+        # client when that is gone (after `distributed.scheduler.events-cleanup-delay`), however it went.
+        self._topic = target.client.id
+        self.contact = Contact(target, step=step, topic=self._topic)
         self._events = events
         self._log = log
         self._nodes: dict[str, Node] = {}
@@ -88,6 +86,8 @@ class Nodes:
         """When the last one was lost (seconds of the loop's clock); infinite: none was."""
         self.why = ""
         """Why the last one was lost."""
+        self._parting: dict[str, Node] = {}
+        """Those that were let go of, until they have ended."""
         self._connection: object = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._any_joined = False
@@ -109,12 +109,8 @@ class Nodes:
     def begin(self, settings: messages.Settings, paths: RunPaths, fetched: Fetched) -> None:
         """Take in what each node must know."""
         self.contact.begin(settings, paths, fetched.sources)
-        self.apart = ApartNodes(
-            Serving(fetched, paths.source),
-            Homecoming(paths, Path(settings["output_folder"]), self._log),
-            self.contact.run_on,
-            self._log,
-        )
+        output = Path(settings["output_folder"])
+        self.apart = ApartNodes.of_run(fetched, paths, output, self.contact.run_on, self._log)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let `work` go on beside the others, until the run is over at the latest."""
@@ -135,11 +131,20 @@ class Nodes:
             self._connection = connection
             self._client.subscribe_topic(self._topic, self._on_news)
             self._client.subscribe_topic("all", self._on_scheduler)
+            # What other people's tasks print is no news of this run.
+            for topic in ("print", "warn"):
+                self._client.unsubscribe_topic(topic)
+
+    @property
+    def is_parting(self) -> bool:
+        """Whether some that were let go of have not ended yet."""
+        return bool(self._parting)
 
     def may_join(self, address: str) -> bool:
         """Return whether a Dask worker can be made a node now."""
+        here = (*self, *self._parting.values())
         taken = (
-            self.closing or address in self.leaving or any(node.address == address for node in self)
+            self.closing or address in self.leaving or any(node.address == address for node in here)
         )
         return not taken and self._losses[address] < MAX_LOSSES
 
@@ -171,7 +176,9 @@ class Nodes:
                 where = f"{node.name} ({node.address})"
                 self._events.put(NodeLacks(node=where, lacking=info["lacking"], reason=failure))
             reason = f"it could not be started: {failure}"
-            self.drop(node, reason, for_good=True, innocent=True)
+            # One without our code has nothing of ours that could be ended.
+            unfit = "is_unfit" in info
+            self.drop(node, reason, for_good=True, innocent=True, gone=unfit)
         elif node.name in self._nodes:
             node.joined = self._any_joined = True
             node.apart, node.unseen = info["apart"], frozenset(info["unseen"])
@@ -223,13 +230,12 @@ class Nodes:
             reason: in words.
             for_good: its Dask worker is not tried again.
             innocent: nothing that ran there can have caused it; see `events.NodeLost.expected`.
-            gone: its Dask worker is no more, so that nobody is to be told.
+            gone: its Dask worker is no more, or has none of our code, so that nobody is to be told.
         """
         if self.closing or self._nodes.pop(node.name, None) is None:
             return
         node.lost = True
-        if node.homeward is not None:
-            node.homeward.cancel()
+        self.apart.lost(node)
         self.why, self.lost_at = reason, asyncio.get_running_loop().time()
         self._events.put(
             NodeLost(node=node.name, reason=reason, for_good=for_good, expected=innocent)
@@ -245,6 +251,23 @@ class Nodes:
         if not gone:
             self.leaving.add(node.address)
             self.spawn(self._send_away(node))
+        self.changed.set()
+
+    def let_go(self, node: Node, reason: str) -> None:
+        """End a node that has nothing to do, and leave its Dask worker to others, or to its end."""
+        if self.closing or self._nodes.pop(node.name, None) is None:
+            return
+        self._parting[node.name] = node
+        self._events.put(NodeLost(node=node.name, reason=reason, expected=True, left=True))
+        node.parting = self.spawn(self._part(node))
+
+    async def _part(self, node: Node) -> None:
+        try:
+            await self._say_goodbye(node, gracefully=True)
+        except Exception as error:
+            self._log.warning("%s could not be ended: %r", node.name, error)
+        self.apart.lost(node)
+        del self._parting[node.name]
         self.changed.set()
 
     async def _send_away(self, node: Node) -> None:
@@ -265,7 +288,10 @@ class Nodes:
     async def close(self, *, gracefully: bool, limit_s: float) -> None:
         """End the run on every node, and all that goes on here; what does not answer ends by itself."""
         self.closing = True
-        goodbyes = [self.spawn(self._say_goodbye(node, gracefully=gracefully)) for node in self]
+        there = self if gracefully else (*self, *self._parting.values())
+        goodbyes = [self.spawn(self._say_goodbye(node, gracefully=gracefully)) for node in there]
+        if gracefully:
+            goodbyes += filter(None, (node.parting for node in self._parting.values()))
         try:
             if goodbyes:
                 await asyncio.wait(goodbyes, timeout=limit_s)
@@ -291,32 +317,49 @@ class Nodes:
         if gracefully and node.joining is not None:
             await asyncio.wait({node.joining}, timeout=JOIN_S)
         stop = self.contact.run_on(node, calls.stop_node, node.agent_id, gracefully, node.apart)
-        ending = asyncio.ensure_future(stop)
+        lacking = self.apart.LACKING if node.apart else ""
         try:
-            while not ending.done() and node.silent_s < SILENT_AT_END_S:
-                await asyncio.wait({ending}, timeout=RETRY_S)
-                node.silent_s += RETRY_S * self.is_watched(node)
-            if not ending.done():
-                raise TimeoutError(f"silent for {node.silent_s:.0f} s")
-            for news in ending.result():
+            for news in await self._answered(node, stop):
                 self._events.put(NodeNews(event=news))
             if node.apart:
-                await self.apart.take_all(node)
+                await self._answered(node, self.apart.take_all(node))
                 await self.contact.run_on(node, calls.forget_node, node.agent_id)
         except (OSError, TimeoutError) as error:
             self._log.warning(
-                "%s does not answer at the end; it ends by itself: %s", node.name, error
+                "%s does not answer at the end; it ends by itself%s: %s", node.name, lacking, error
             )
+        except asyncio.CancelledError:
+            if lacking:
+                self._log.warning("%s is not waited for any longer%s", node.name, lacking)
+            raise
         finally:
-            ending.cancel()
             if node.lease is not None:
                 node.lease.release()
+
+    async def _answered(self, node: Node, asked: Coroutine[Any, Any, Any]) -> Any:
+        """Return what a node answers, for as long as it can be heard.
+
+        Raises:
+            TimeoutError: it cannot any more.
+        """
+        answer = asyncio.ensure_future(asked)
+        try:
+            while not answer.done() and node.silent_s < SILENT_AT_END_S:
+                await asyncio.wait({answer}, timeout=RETRY_S)
+                node.silent_s += RETRY_S * self.is_watched(node)
+            if not answer.done():
+                raise TimeoutError(f"silent for {node.silent_s:.0f} s")
+            return answer.result()
+        finally:
+            answer.cancel()
 
     # -- what comes in -----------------------------------------------------------------------
 
     def _on_news(self, event: tuple[float, messages.Event]) -> None:
         news = event[1]
-        node = self._nodes.get(news["node"])
+        # Dask tells there what it does for the client: of no node.
+        name = news.get("node", "")
+        node = self._nodes.get(name) or self._parting.get(name)
         if node is None:
             return
         node.silent_s = 0.0
@@ -338,7 +381,11 @@ class Nodes:
 
     def _on_scheduler(self, event: tuple[float, dict[str, Any]]) -> None:
         message = event[1]
-        if not isinstance(message, dict) or message.get("action") != "remove-worker":
+        if not isinstance(message, dict):
+            return
+        if message.get("action") == "add-worker":
+            self.changed.set()
+        if message.get("action") != "remove-worker":
             return
         address, expected = message["worker"], message["expected"]
         self.leaving.discard(address)

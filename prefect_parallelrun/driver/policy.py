@@ -40,6 +40,8 @@ is left of it may suit others. With the wait for the journal's commit (`writer.C
 costs each process less than a second of finished work (R201), and the mini-batch that ended last."""
 BUNDLE_MOST = 2048
 """Mini-batches in one bundle, at most."""
+AHEAD_MOST = 16_384
+"""Mini-batches taken from the plan that no bundle holds yet, about: they are held in memory."""
 BUNDLE_ITEMS = 5_000
 """Files named in one bundle, about: their paths travel through the scheduler."""
 BUNDLE_BYTES = 16 * 1024**2

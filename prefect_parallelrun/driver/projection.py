@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from prefect_parallelrun.datasets import FileItem
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import inline
 from prefect_parallelrun.driver.bundle import Pending
+from prefect_parallelrun.node import threads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,5 +89,4 @@ def project(
 
 def process_count(config: ParallelRunConfig) -> int:
     """Return how many worker processes a run has, if its nodes have as many cores as this machine."""
-    cores = len(os.sched_getaffinity(0))
-    return config.node_count * (config.process_count_per_node or cores)
+    return config.node_count * (config.process_count_per_node or threads.cores_here())

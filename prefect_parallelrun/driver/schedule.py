@@ -49,7 +49,7 @@ SHOW_S = 0.2
 """How often whoever watches is told where the run stands."""
 TROUBLE = {
     "logs_lost": "log files are lost, but nothing else",
-    "gpus_lacking": "it has fewer GPUs than asked for",
+    "gpus_lacking": "its GPUs are not as asked for",
     "monitor_trouble": "its resources are not watched as they should be",
 }
 """What a node goes on without, by the event that tells of it."""
@@ -70,7 +70,6 @@ class Schedule:
         *,
         limits: policy.Limits,
         paths: RunPaths,
-        run_id: str,
         writer: OutputWriter,
         log: logging.Logger,
         overview: Overview,
@@ -84,7 +83,6 @@ class Schedule:
         self._fetched = fetched
         self._limits = limits
         self._paths = paths
-        self._run_id = run_id
         self._writer = writer
         self._log = log
         self._overview = overview
@@ -107,6 +105,7 @@ class Schedule:
         )
         self._history = history.History(writer.note)
         self._waits = Waits(definition.options, settings, max_attempts=limits.max_attempts, now=now)
+        self._waits.place = config.compute_target
         self._outlook = Outlook(self._tracker, self._starts, self._waits, began=now)
         self._last_shown = now
         self._shutdown_failures: list[messages.Event] = []
@@ -149,7 +148,6 @@ class Schedule:
             node_count=nodes,
             first_node=self._first_node,
             step=self._definition.name,
-            run_id=self._run_id,
             log=self._log,
             watch=self._watch,
         )
@@ -215,6 +213,7 @@ class Schedule:
                 self._waits.submitted(bundle, time.monotonic())
             if self._tracker.done:
                 return
+            self._cluster.work_waits = self._tracker.work_waits
             self._unheard.extend(self._cluster.collect(TICK_S))
             while self._unheard:
                 self._handle(self._unheard.popleft())
@@ -349,8 +348,8 @@ class Schedule:
         self._log.info("%s joined: %s", event.node, event)
 
     def _node_lost(self, event: NodeLost) -> None:
-        self._log.warning("%s is lost: %s", event.node, event.reason)
-        self._overview.note(f"{event.node} is lost: {event.reason}")
+        self._log.log(logging.INFO if event.left else logging.WARNING, "%s", event)
+        self._overview.note(str(event))
         self._outlook.node_known(event.node)
         self._waits.node_left(event.node, time.monotonic())
         self._starts.node_left(event.node)

@@ -42,9 +42,11 @@ class Serving:
                 return json.dumps(told).encode(), None
             with path.open("rb") as file:
                 file.seek(wanted["at"])
-                return file.read(min(wanted["length"], PIECE)), None
+                return file.read(max(0, min(wanted["length"], PIECE))), None
         except OSError as error:
             return b"", (error.errno or errno.EIO, error.strerror or str(error))
+        except Exception as error:  # else the node would ask for ever
+            return b"", (errno.EIO, f"{type(error).__name__}: {error}")
 
     def _side_input(self, number: int) -> dict[str, FileItem]:
         if number not in self._listed:

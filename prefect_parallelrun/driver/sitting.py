@@ -218,7 +218,6 @@ class Sitting:
                 self._fetched,
                 limits=self.limits,
                 paths=self.paths,
-                run_id=self.record.run_id,
                 writer=writer,
                 log=self.log,
                 overview=self.overview,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -19,7 +18,7 @@ from prefect_parallelrun.driver import described, task_runner
 from prefect_parallelrun.driver.described import Described
 from prefect_parallelrun.driver.watched import settled
 from prefect_parallelrun.errors import ClusterError
-from prefect_parallelrun.node import gpus
+from prefect_parallelrun.node import gpus, threads
 
 REMEMBERED_MESSAGES = 10
 """Each of Dask's connections keeps its last 1,000 messages for debugging. Ours carry the paths of up to
@@ -147,8 +146,27 @@ class Target:
             return f"http://127.0.0.1:{scheduler.services['dashboard'].port}/status"
         return str(self.client.dashboard_link or "")
 
-    async def workers(self) -> list[str]:
-        """Return the addresses of the Dask workers that take work.
+    @property
+    def may_grow(self) -> bool:
+        """Whether Dask workers may come that nobody starts for this run: what else would start them?
+
+        Of a cluster behind an address, or one that something else scales (an operator of Kubernetes),
+        nobody knows.
+        """
+        return not isinstance(self._scalable, distributed.SpecCluster) or self._adaptive is not None
+
+    @property
+    def scaling_s(self) -> float | None:
+        """The `target_duration` of the cluster's adaptive scaling in seconds, where it can be seen."""
+        return getattr(self._adaptive, "target_duration", None)
+
+    @property
+    def _adaptive(self) -> Any:
+        adaptive = getattr(self._scalable, "_adaptive", None)
+        return None if getattr(adaptive, "state", None) in ("inactive", "stopped") else adaptive
+
+    async def workers(self) -> dict[str, int]:
+        """Return the threads of each Dask worker that takes work, by its address.
 
         Raises:
             OSError: the connection is broken.
@@ -157,7 +175,8 @@ class Target:
         if (scheduler := self.client.scheduler) is None:
             raise ConnectionError("the connection is closed")
         answer = await asyncio.wait_for(scheduler.identity(n_workers=-1), ANSWER_S)
-        return sorted(a for a, worker in answer["workers"].items() if worker["status"] == "running")
+        there = sorted(answer["workers"].items())
+        return {a: worker["nthreads"] for a, worker in there if worker["status"] == "running"}
 
     async def result(self, future: distributed.Future[bytes]) -> bytes:
         """Return what a Dask task has given back, when it has.
@@ -190,8 +209,7 @@ class Target:
         cluster = self._scalable
         if not isinstance(cluster, distributed.SpecCluster):
             return
-        adaptive = cluster._adaptive
-        if adaptive is not None and adaptive.state != "stopped":
+        if self._adaptive is not None:
             return
         wanted = len(cluster.plan) + idle
         there = len(cluster.scheduler_info["workers"])
@@ -248,7 +266,9 @@ def _connect(target: Any, found: Described, watch: Callable[[], None] | None) ->
         wrong = client.connecting.exception() if is_settled else None
         if wrong is not None or not is_settled:
             why = f"nothing for {CONNECT_S:g} seconds" if wrong is None else found.told(wrong)
-            raise ClusterError(f"compute_target={target!r}: no Dask scheduler answers there: {why}")
+            raise ClusterError(
+                f"compute_target={target!r}: no Dask scheduler answers there: {why}{_of_tls(found)}"
+            )
     except BaseException:
         client.connecting.cancel()
         # Now: at the end of the process its loop stands still, and the client would wait for it.
@@ -258,12 +278,24 @@ def _connect(target: Any, found: Described, watch: Callable[[], None] | None) ->
     return client
 
 
+def _of_tls(found: Described) -> str:
+    """Return what to look at where it is an encrypted cluster that does not answer; else nothing."""
+    if not isinstance(found.place, str) or not found.place.startswith("tls:"):
+        return ""
+    if found.security is None and "security" not in found.client_kwargs:
+        return (
+            ". A tls:// cluster wants certificates of its clients: give a DaskComputeTarget with tls_ca, "
+            'tls_certificate and tls_key, or with client_kwargs={"security": …}'
+        )
+    return ". Are the client's certificates of the authority that the scheduler trusts, and still valid?"
+
+
 def _embedded(node_count: int) -> distributed.LocalCluster:
     """Start in-process Dask workers: scripts run in processes of their own, so Dask needs none.
 
     `memory_limit=0`: the workers would pause whenever the flow itself uses memory.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = threads.cores_here()
     gpu_count = gpus.find({}).count
     return distributed.LocalCluster(
         n_workers=node_count,

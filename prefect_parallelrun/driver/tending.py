@@ -7,10 +7,15 @@ import contextlib
 import logging
 import math
 
+from prefect_parallelrun.driver.choice import Choice
+from prefect_parallelrun.driver.demand import Demand
 from prefect_parallelrun.driver.events import Event, NoWorkerLeft
 from prefect_parallelrun.driver.mailbox import Mailbox
+from prefect_parallelrun.driver.node import task_name
 from prefect_parallelrun.driver.nodes import Nodes
 from prefect_parallelrun.driver.target import Target
+from prefect_parallelrun.driver.versions import Fitness, question
+from prefect_parallelrun.report.wording import counted
 
 TEND_S = 1.0
 """How often the nodes are looked after."""
@@ -20,6 +25,13 @@ REPLACE_AFTER_S = 3.0
 """A nanny starts its Dask worker again by itself within a second; only later is a cluster asked for one."""
 ASK_AGAIN_S = 10.0
 """Some clusters forget a dead Dask worker only after a while, and do nothing before (Dask's own: 15 s)."""
+LET_GO_S = 30.0
+"""A node that has had nothing to do for so long, while no work waits, is let go of, unless it is the only
+such: what fails on another one is tried again there."""
+NOTHING_TO_DO = "it had nothing to do, and no work was left for it"
+TELL_S = (5.0, 600.0)
+"""It is told that nodes are waited for after the first of these, then each time that it has taken twice as
+long, and at least each time after the second."""
 
 
 class Tending:
@@ -29,6 +41,7 @@ class Tending:
         nodes: that are looked after.
         target: whose Dask workers become nodes.
         node_count: so many become nodes; a later one takes the place of one that is lost.
+        step: name of the step.
         events: where it is put that none is left.
         log: of the run.
     """
@@ -39,17 +52,35 @@ class Tending:
         target: Target,
         *,
         node_count: int,
+        step: str,
         events: Mailbox[Event],
         log: logging.Logger,
     ) -> None:
         self._nodes = nodes
         self._target = target
+        self._choice = Choice(nodes, target)
+        self._fitness = Fitness(
+            lambda address: nodes.contact.call(address, *question()),
+            nodes.spawn,
+            changed=nodes.changed,
+            log=log,
+        )
         self._node_count = node_count
         self._events = events
         self._log = log
         self._made_up_for: set[str] = set()
         """Addresses that do not answer, and for which the cluster was asked for another Dask worker."""
         self._asked_at = -math.inf
+        self._demand = Demand(
+            target.client, name=f"{task_name(step)}-wanted", target_s=target.scaling_s, log=log
+        )
+        self.work_waits = True
+        """Whether there is work for more nodes; the driver says so."""
+        self._idle_since: dict[str, float] = {}
+        """By node that has nothing to do, where no work waits either."""
+        self._short_since: float | None = None
+        """Since when there are too few nodes."""
+        self._tell_at = 0.0
 
     async def tend(self) -> None:
         """Look after the nodes until the run is over, or the scheduler is lost for good."""
@@ -62,6 +93,7 @@ class Tending:
                 for node in self._nodes:
                     self._nodes.check_lease(node)
                 await self._fill(loop.time())
+                self._let_go(loop.time())
                 # While this loop stood still nobody could be heard: that is nobody's silence.
                 heard_s = min(loop.time() - last, TEND_S)
                 last = loop.time()
@@ -74,16 +106,63 @@ class Tending:
     async def _fill(self, now: float) -> None:
         """Start nodes on Dask workers that are not yet one, while there are too few."""
         missing = self._node_count - len(self._nodes)
+        if len(self._nodes) and not self.work_waits:
+            missing = 0
         if missing <= 0:
+            self._short_since = None
+            # One that joins may have no task yet, so that its Dask worker looks as if it could be closed.
+            if all(node.joined for node in self._nodes):
+                await self._demand.want(0, ())
             return
         workers = await self._target.workers()
-        for address in [a for a in workers if self._nodes.may_join(a)][:missing]:
-            self._nodes.join(address)
-        if workers and not len(self._nodes) and not self._nodes.leaving:
-            self._events.put(NoWorkerLeft(reason=self._nodes.why))
+        free = [address for address in workers if self._nodes.may_join(address)]
+        if not self._target.embedded:
+            free = self._fitness.fit(free, missing)
+        # As it was then: what is answered in the meantime is looked at the next time.
+        is_asking = self._fitness.is_asking
+        await self._choice.join(free, missing)
+        missing = self._node_count - len(self._nodes)
+        if self._target.may_grow:
+            coming = sum(map(self._nodes.may_join, workers))
+            wanted = len(workers) + max(missing - coming, 0)
+            await self._demand.want(wanted, tuple(workers.values()))
+        self._tell_of_waiting(now, missing, len(workers))
+        is_waiting = self._nodes.leaving or self._nodes.is_parting or is_asking
+        if workers and not len(self._nodes) and not is_waiting:
+            reasons = filter(None, (self._fitness.why(workers), self._nodes.why))
+            self._events.put(NoWorkerLeft(reason="; ".join(reasons)))
         if now > max(self._nodes.lost_at + REPLACE_AFTER_S, self._asked_at + ASK_AGAIN_S):
             self._asked_at = now
             await self._ask_for_replacement()
+
+    def _tell_of_waiting(self, now: float, missing: int, workers: int) -> None:
+        """Say now and then that there are fewer nodes than wanted: the run goes on with those there are."""
+        if not missing:
+            return
+        first, most = TELL_S
+        if self._short_since is None:
+            self._short_since, self._tell_at = now, now + first
+        if now < self._tell_at:
+            return
+        waited = now - self._short_since
+        self._tell_at = now + min(waited, most)
+        self._log.info(
+            "waiting for %d of %d nodes for %.0f s: the cluster has %s; one that comes is taken in",
+            missing,
+            self._node_count,
+            waited,
+            counted(workers, "Dask worker"),
+        )
+
+    def _let_go(self, now: float) -> None:
+        """Let nodes go that have nothing to do: others may need them, and the cluster may shrink."""
+        idle = [node for node in self._nodes if node.joined and not node.bundles]
+        if self.work_waits or self._target.embedded:
+            idle = []
+        self._idle_since = {node.name: self._idle_since.get(node.name, now) for node in idle}
+        for node in idle[1:]:
+            if now - self._idle_since[node.name] >= LET_GO_S:
+                self._nodes.let_go(node, NOTHING_TO_DO)
 
     async def _ask_for_replacement(self) -> None:
         self._made_up_for &= self._nodes.leaving

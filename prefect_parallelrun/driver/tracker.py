@@ -87,6 +87,11 @@ class Tracker:
         """Whether every mini-batch of the plan is settled."""
         return self._dispatch.done
 
+    @property
+    def work_waits(self) -> bool:
+        """Whether there is something that is not in flight: more nodes would have work."""
+        return self._dispatch.work_waits
+
     def exceeded(self) -> str | None:
         """Return which threshold is exceeded, in words, or None."""
         planned = self.planned if self._dispatch.scheduled_all else None

@@ -45,6 +45,8 @@ class Waits:
         attempt_s = 3 * s["load_timeout_s"] + s["run_timeout_s"] + s["kill_grace_s"]
         # A process that died is replaced before the next attempt.
         self._longest_s = max_attempts * (attempt_s + s["init_timeout_s"]) + REST_S
+        self.place: object = None
+        """The `compute_target` that the user gave, for what is told."""
         self._nodes: set[str] = set()
         self._flights: dict[int, _Flight] = {}
         self._last_node = self._last_done = now
@@ -95,9 +97,10 @@ class Waits:
         without = now - self._last_node
         if not self._nodes and without > options.first_task_creation_timeout:
             return ClusterError(
-                f"there was no node to work on for {without:.0f} seconds "
+                f"compute_target={self.place!r}: there was no node to work on for {without:.0f} seconds "
                 f"(--first_task_creation_timeout {options.first_task_creation_timeout:g}): no Dask worker "
-                "is there, or none became a node. Start Dask workers, or give more time"
+                "is there, or none became a node. Start Dask workers, see why they do not come, or give "
+                "that limit more seconds in the step's arguments"
             )
         limit = self._progress_s
         if limit is None and self._nodes:

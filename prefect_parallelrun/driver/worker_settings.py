@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from prefect_parallelrun import append_row
+from prefect_parallelrun.checks import unfit
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.driver import policy
 from prefect_parallelrun.paths import RUNTIME_FOLDER
@@ -16,6 +18,10 @@ KILL_GRACE_S = 0.5
 """Between SIGTERM, which a script may use to clean up, and SIGKILL."""
 NICENESS = 5
 """Of worker processes: where scripts take all cores, the Dask worker and the supervisor still answer."""
+NICENESS_VARIABLE = "PARALLELRUN_NICENESS"
+"""The environment variable of a step that changes it."""
+MOST_NICENESS = 19
+"""The kernel knows no more."""
 
 
 def worker_settings(
@@ -29,6 +35,9 @@ def worker_settings(
         run_id: of the run.
         entry_script: path of the script in the source snapshot.
         destination: the output folder.
+
+    Raises:
+        ConfigError: an environment variable that is meant for us cannot be read.
     """
     config, environment = definition.config, definition.config.environment
     return messages.Settings(
@@ -40,7 +49,7 @@ def worker_settings(
         gpus=[],
         gpu_count=0,
         gpus_per_process=config.gpus_per_process,
-        niceness=NICENESS,
+        niceness=_niceness(config.environment_variables or {}),
         python=(environment and environment.python) or "",
         requirements=list((environment and environment.requirements) or ()),
         environment_name=(environment and environment.name) or "",
@@ -78,6 +87,16 @@ def worker_settings(
         process="",
         address="",
     )
+
+
+def _niceness(environment: Mapping[str, str]) -> int:
+    given = environment.get(NICENESS_VARIABLE)
+    if given is None:
+        return NICENESS
+    if given.isdecimal() and int(given) <= MOST_NICENESS:
+        return int(given)
+    where = f"environment_variables[{NICENESS_VARIABLE!r}]"
+    raise unfit(where, given, f"a whole number from 0 to {MOST_NICENESS}")
 
 
 def _append_row(definition: StepDefinition) -> messages.AppendRow:

@@ -25,6 +25,7 @@ from prefect_parallelrun.node.interpreters import NoEnvironment
 from prefect_parallelrun.node.metrics import Metrics, Tally
 from prefect_parallelrun.node.monitor import Monitor
 from prefect_parallelrun.node.own_errors import noted
+from prefect_parallelrun.node.own_thread import in_own_thread
 from prefect_parallelrun.node.process_tree import ProcessTree
 from prefect_parallelrun.node.run_folder import NodeRunFolder
 from prefect_parallelrun.node.side_inputs import with_paths
@@ -41,6 +42,8 @@ STALE = b""
 
 BEAT_S = 2.0
 """How often a node says that it is there."""
+LEASE = "node"
+"""Word in the key of a node's lease, before the id of its agent."""
 LEASE_S = 8.0
 """A node whose lease has not come by then was admitted for a driver that died meanwhile."""
 KEPT_S = 60.0
@@ -168,7 +171,7 @@ class NodeAgent(distributed.WorkerPlugin):
 
     def transition(self, key: Any, start: str, finish: str, **_: Any) -> None:
         """Watch the lease: Dask lets go of its task when the driver's connection is gone."""
-        if not str(key).endswith(f"-node-{self._id}"):
+        if not str(key).endswith(f"-{LEASE}-{self._id}"):
             return
         self._held = True
         if start != "memory" and finish in ("cancelled", "released", "forgotten"):
@@ -201,7 +204,7 @@ class NodeAgent(distributed.WorkerPlugin):
             if self._supervision is None or not self._supervision.lost:
                 run = self._settings["run_id"]
                 logger.warning("The driver of %s is gone, or has let go of its node: it ends", run)
-            await asyncio.to_thread(self.stop, gracefully=False)
+            await in_own_thread(self.stop, gracefully=False)
             await remove(self._id, self._worker)
 
     def stop(self, *, gracefully: bool, keep: bool = False) -> list[dict[str, Any]]:
@@ -231,8 +234,8 @@ class NodeAgent(distributed.WorkerPlugin):
             return text
         return text.replace(str(self._files.paths.root), str(self._files.home.root))
 
-    def take_home(self, arrived: int) -> Taken:
-        """Return what is to come home; see `Homeward.take`."""
+    def take_home(self, arrived: int) -> Taken | None:
+        """Return what is to come home, see `Homeward.take`; None once nothing is left of it here."""
         if self._kept_until is not None:
             self._kept_until = time.monotonic() + KEPT_S
         if self._files is None:
@@ -244,7 +247,7 @@ class NodeAgent(distributed.WorkerPlugin):
         self._leave()
         self._kept_until = None
         self._metrics.hide(worker)
-        await asyncio.to_thread(self._clean_up)
+        await in_own_thread(self._clean_up)
         if self._beating is not None and self._beating is not asyncio.current_task():
             self._beating.cancel()
 

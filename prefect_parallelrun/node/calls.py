@@ -6,7 +6,6 @@ a second time: a worker that came back at the same address has no agent of that 
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import distributed
 from prefect_parallelrun.node.agent import STALE, NodeAgent, name_of, remove
 from prefect_parallelrun.node.homeward import Taken
 from prefect_parallelrun.node.interpreters import NoEnvironment
+from prefect_parallelrun.node.own_thread import in_own_thread
 from prefect_parallelrun.node.sources import Sources
 from prefect_parallelrun.node.transfer import Unavailable
 from prefect_parallelrun_runtime import messages
@@ -48,10 +48,10 @@ async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str
     if not isinstance(agent, NodeAgent):
         return {"failure": "it was let go of before it was started"}
     try:
-        return await asyncio.to_thread(agent.start)
+        return await in_own_thread(agent.start)
     except Exception as error:
-        home = await asyncio.to_thread(agent.take_home, 0)
-        await asyncio.to_thread(agent.stop, gracefully=False)
+        home = await in_own_thread(agent.take_home, 0)
+        await in_own_thread(agent.stop, gracefully=False)
         await remove(agent_id, dask_worker)
         if isinstance(error, Unavailable | NoEnvironment):
             lacking = "side inputs" if isinstance(error, Unavailable) else "environment"
@@ -69,7 +69,7 @@ async def stop_node(
     agent = dask_worker.plugins.get(name_of(agent_id))
     if not isinstance(agent, NodeAgent):
         return []
-    news = await asyncio.to_thread(agent.stop, gracefully=gracefully, keep=keep)
+    news = await in_own_thread(agent.stop, gracefully=gracefully, keep=keep)
     if not keep:
         await remove(agent_id, dask_worker)
     return news
@@ -88,7 +88,7 @@ async def take_home(agent_id: str, arrived: int, dask_worker: distributed.Worker
     agent = dask_worker.plugins.get(name_of(agent_id))
     if not isinstance(agent, NodeAgent):
         return None
-    return await asyncio.to_thread(agent.take_home, arrived)
+    return await in_own_thread(agent.take_home, arrived)
 
 
 async def answered(

@@ -1,19 +1,22 @@
-"""Which GPUs a node has, and what they are at."""
+"""Which GPUs a node has."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+
+import distributed
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
+from prefect_parallelrun.node import nvml
 from prefect_parallelrun_runtime.messages import Gpu
 
 RESOURCE = "GPU"
-"""The Dask resource by which a Dask worker declares how many GPUs it has: dask-cuda's word."""
+"""The Dask resource by which a Dask worker declares how many GPUs it has."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,171 +28,95 @@ class Found:
     count: int
     """So many of them are its own at a time."""
     trouble: str = ""
-    """Why there are fewer than were declared, in words; empty: there are not."""
+    """What is not as it should be, in words; empty: all is."""
 
 
-def find(resources: Mapping[str, float], environment: Mapping[str, str] = os.environ) -> Found:
+def find(
+    resources: Mapping[str, float],
+    environment: Mapping[str, str] = os.environ,
+    *,
+    given: Mapping[str, str] = _NONE,
+    wanted: float | None = None,
+    is_of_dask_cuda: bool = False,
+) -> Found:
     """Return the GPUs that the node of a Dask worker has.
 
-    They are what the Dask worker declares as its `GPU` resource; else what NVML sees; of either only what
-    the Dask worker itself may see by its `CUDA_VISIBLE_DEVICES`, so that a worker of dask-cuda keeps its
-    own; else none.
+    They are as many as the Dask worker declares as its `GPU` resource; else what NVML sees; of either only
+    what `CUDA_VISIBLE_DEVICES` shows; else none.
 
     Args:
         resources: of the Dask worker.
         environment: of the Dask worker.
+        given: the user's `environment_variables`.
+        wanted: the user's `gpus_per_process`.
+        is_of_dask_cuda: whether dask-cuda started it: each of its workers sees all GPUs of the host, its
+            own one first.
     """
-    present = _present()
-    visible = environment.get(VISIBLE)
-    if visible is not None:
-        gpus = _among(visible, present)
-    else:
-        gpus = [Gpu(visible=one.visible, key=one.key) for one in present]
+    survey = nvml.survey()
+    visible, whose = environment.get(VISIBLE), "its Dask worker"
+    if VISIBLE in given:
+        visible, whose = given[VISIBLE], "environment_variables"
     declared = resources.get(RESOURCE)
+    troubles = [survey.trouble]
+    if visible is not None:
+        gpus, stopped_at = _among(visible, survey)
+        if stopped_at:
+            troubles.append(f"{VISIBLE}={visible!r} of {whose} names {stopped_at}")
+    else:
+        gpus = [Gpu(visible=one.visible, key=one.key) for one in survey.devices]
+        if not survey.devices and not survey.divided and declared:
+            gpus = [Gpu(visible=str(n), key=str(n)) for n in range(int(declared))]
     if declared is None:
-        return Found(tuple(gpus), len(gpus)) if present else Found((), 0)
-    count = int(declared)
-    if visible is None and not present:
-        gpus = [Gpu(visible=str(n), key=str(n)) for n in range(count)]
-    trouble = ""
-    if len(gpus) < count:
-        seen = f"{VISIBLE}={visible!r}" if visible is not None else "NVML"
-        trouble = f"its Dask worker declares {count} GPUs, and {seen} shows {len(gpus)}"
-    return Found(tuple(gpus) if count else (), min(count, len(gpus)), trouble)
+        # What nobody declares, and NVML does not see, may be there no more.
+        gpus = gpus[: 1 if is_of_dask_cuda else None] if survey.devices else []
+        count = len(gpus)
+    else:
+        count = min(int(declared), len(gpus))
+        # What the user has chosen of them is no shortage.
+        if count < int(declared) and VISIBLE not in given:
+            shows = "NVML" if visible is None else f"{VISIBLE}={visible!r}"
+            troubles.append(
+                f"its Dask worker declares {declared:g} GPUs, and {shows} shows {count}"
+            )
+    if wanted and not count:
+        troubles.append(survey.missing)
+    return Found(tuple(gpus), count, "; ".join(filter(None, troubles)))
 
 
-@dataclass(frozen=True, slots=True)
-class _Present:
-    """A GPU, or an instance of one (MIG), of which NVML tells."""
-
-    visible: str
-    """By what CUDA finds it."""
-    key: str
-    """Its UUID: the same however it is named."""
-    index: int | None
-    """In the order of the PCI bus; None for an instance."""
+def is_of_dask_cuda(worker: distributed.Worker) -> bool:
+    """Whether dask-cuda started a Dask worker: nothing but its plugins tells."""
+    return any(type(one).__module__.startswith("dask_cuda.") for one in worker.plugins.values())
 
 
-def _among(visible: str, present: Sequence[_Present]) -> list[Gpu]:
+def _among(visible: str, survey: nvml.Survey) -> tuple[list[Gpu], str]:
     """Return what `CUDA_VISIBLE_DEVICES` shows of what there is; all that it names, if nobody tells.
 
     CUDA stops at the first entry that is no device, and the empty text shows none (CUDA programming
-    guide, environment variables).
+    guide, environment variables). The second value says at which it stopped, if it reads as a device.
     """
     shown: list[Gpu] = []
     for entry in map(str.strip, visible.split(",")):
-        if not entry or entry.startswith("-"):
-            break
+        if not entry.isdecimal() and not entry.startswith(("GPU-", "MIG-")):
+            break  # such as -1, or Slurm's NoDevFiles
         key = entry
-        if present:
-            fits = [one for one in present if _is_meant(entry, one)]
+        if survey.devices or survey.divided:
+            fits = [one for one in survey.devices if _is_meant(entry, one)]
             if len(fits) != 1:  # a short UUID may fit several, and is none then
-                break
+                return shown, _misfit(entry, len(fits), survey)
             key = fits[0].key
         if key in (one["key"] for one in shown):
-            break  # named twice, which CUDA refuses
+            return shown, f"{entry} twice"
         shown.append(Gpu(visible=entry, key=key))
-    return shown
+    return shown, ""
 
 
-def _is_meant(entry: str, gpu: _Present) -> bool:
+def _is_meant(entry: str, device: nvml.Device) -> bool:
     if entry.isdecimal():
-        return gpu.index == int(entry)
-    return entry.startswith(("GPU-", "MIG-")) and gpu.key.startswith(entry)
+        return device.index == int(entry)
+    return device.key.startswith(entry)
 
 
-def _present() -> list[_Present]:
-    """Return what NVML sees: instances in place of a GPU that is divided into such (MIG)."""
-    found: list[_Present] = []
-    with _nvml() as nvml:
-        if nvml is None:
-            return found
-        for index in range(nvml.nvmlDeviceGetCount()):
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                if _is_divided(nvml, handle):
-                    keys = [_text(nvml.nvmlDeviceGetUUID(one)) for one in _instances(nvml, handle)]
-                    found.extend(_Present(key, key, None) for key in keys)
-                else:
-                    key = _text(nvml.nvmlDeviceGetUUID(handle))
-                    found.append(_Present(str(index), key, index))
-            except nvml.NVMLError:
-                continue  # it fell off the bus, or is not ours to see
-    return found
-
-
-@contextmanager
-def _nvml() -> Iterator[Any]:
-    """Yield NVML, open; None where there is no driver."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield pynvml
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _is_divided(nvml: Any, handle: Any) -> bool:
-    try:
-        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
-    except nvml.NVMLError:  # most cannot be
-        return False
-    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
-
-
-def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
-    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
-            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-        except nvml.NVMLError:  # fewer are made than there may be
-            continue
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-class Devices:
-    """The GPUs that NVML tells of, open until they are closed; none where it does not answer."""
-
-    def __init__(self) -> None:
-        import pynvml
-
-        self._nvml = pynvml
-        self._handles: list[Any] = []
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError:
-            self._open = False
-            return
-        self._open = True
-        try:
-            count = pynvml.nvmlDeviceGetCount()
-            self._handles += [pynvml.nvmlDeviceGetHandleByIndex(n) for n in range(count)]
-        except pynvml.NVMLError:  # a MIG partition, or a device that fell off the bus
-            self._handles.clear()
-
-    def __len__(self) -> int:
-        return len(self._handles)
-
-    def usage(self) -> Iterator[tuple[object, object]]:
-        """Yield percent and bytes in use of each; empty strings for what it does not tell."""
-        for handle in self._handles:
-            try:
-                yield (
-                    self._nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
-                    self._nvml.nvmlDeviceGetMemoryInfo(handle).used,
-                )
-            except self._nvml.NVMLError:
-                yield "", ""
-
-    def close(self) -> None:
-        """Let go of NVML."""
-        if self._open:
-            self._open = False
-            self._nvml.nvmlShutdown()
+def _misfit(entry: str, fits: int, survey: nvml.Survey) -> str:
+    if entry.isdecimal() and int(entry) in survey.divided:
+        return f"{entry}, a GPU that is divided into instances (MIG): name these by their UUIDs"
+    return f"{entry}, which is {'several GPUs' if fits else 'no GPU'} here"

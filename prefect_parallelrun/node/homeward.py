@@ -8,6 +8,8 @@ comes twice changes nothing.
 from __future__ import annotations
 
 import os
+import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import NamedTuple
 
 MOST = 4 << 20
 """Bytes that are taken home at a time."""
+TICK_NS = 100_000_000
+"""A file may be written again within so short a time, and its time of change be the same."""
 
 
 class Piece(NamedTuple):
@@ -48,6 +52,8 @@ class _Known:
     size: int
     sent: int
     """So many bytes from its beginning have been given out."""
+    checksum: int = 0
+    """CRC-32 of those, of an output file."""
 
 
 class Homeward:
@@ -55,10 +61,13 @@ class Homeward:
 
     Args:
         mirror: folder that stands for the run folder.
+        outputs: name of the folder in it where scripts write, who may write anywhere in a file; to logs
+            something is only ever added.
     """
 
-    def __init__(self, mirror: Path) -> None:
+    def __init__(self, mirror: Path, outputs: str) -> None:
         self._mirror = mirror
+        self._outputs = outputs
         self._known: dict[str, _Known] = {}
         self._last = Taken(0, [], complete=False)
         self._queue: Iterator[Piece] | None = None
@@ -89,22 +98,43 @@ class Homeward:
     def _new(self) -> Iterator[Piece]:
         """Look through the mirror once."""
         there: set[str] = set()
+        looked_ns = time.time_ns()
         for name, status in self._files():
             there.add(name)
             known = self._known.get(name)
             identity = (status.st_dev, status.st_ino)
             if known is None or known.identity != identity or status.st_size < known.sent:
                 known = self._known[name] = _Known(identity, -1, -1, 0)
-            same = known.changed_ns == status.st_mtime_ns
-            if same and known.size == status.st_size == known.sent:
+            elif (
+                known.changed_ns == status.st_mtime_ns
+                and known.size == status.st_size == known.sent
+            ):
                 continue
-            if not same and known.size == status.st_size:
-                known.sent = 0  # written over, in place
-            known.changed_ns, known.size = status.st_mtime_ns, status.st_size
-            yield from self._rest(name, known)
+            elif not self._is_begun_as_sent(name, known, grown=status.st_size > known.size):
+                known.sent = known.checksum = 0  # written over, in place
+            known.size = status.st_size
+            # What is written within the same tick of the clock leaves the time as it is.
+            is_settled = looked_ns - status.st_mtime_ns > TICK_NS
+            known.changed_ns = status.st_mtime_ns if is_settled else -1
+            if known.sent < known.size or not known.size:
+                yield from self._rest(name, known)
         for name in self._known.keys() - there:
             del self._known[name]
             yield Piece(name, 0, b"", -1)
+
+    def _is_begun_as_sent(self, name: str, known: _Known, *, grown: bool) -> bool:
+        """Return whether a file that was changed still has what has been given out."""
+        if not name.startswith(f"{self._outputs}/"):
+            return grown or known.changed_ns < 0
+        left, found = known.sent, 0
+        try:
+            with (self._mirror / name).open("rb") as file:
+                while left > 0 and (data := file.read(min(MOST, left))):
+                    left -= len(data)
+                    found = zlib.crc32(data, found)
+        except FileNotFoundError:
+            return True  # the next look tells
+        return not left and found == known.checksum
 
     def _rest(self, name: str, known: _Known) -> Iterator[Piece]:
         try:
@@ -114,6 +144,7 @@ class Homeward:
                     # No further than it was: what is being written comes with the next look.
                     data = file.read(min(MOST, max(0, known.size - known.sent)))
                     at, known.sent = known.sent, known.sent + len(data)
+                    known.checksum = zlib.crc32(data, known.checksum)
                     yield Piece(name, at, data, known.size)
                     if not data or known.sent >= known.size:
                         return

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from prefect_parallelrun.node.built_environments import BuiltEnvironments, NoEnvironment, Wanted
 from prefect_parallelrun.node.transfer import Stopped
 
 OLDEST = (3, 11)
@@ -23,24 +25,30 @@ LOOK_S = 0.2
 """How often it is looked whether pip has ended, the node ends, or another process has built it."""
 TELL_S = 2.0
 """How often is told how it gets on."""
-BUILD_S = 3600.0
-"""How long building one may take."""
 ASK_S = 60.0
 """How long an interpreter may take to say what it is: a disk that is cold, or far away."""
-SAID = 12
-"""Lines of pip that an error quotes."""
-_QUESTION = """
-import importlib.util, json, sys
-wanted = sys.argv[1:]
-lacking = [name for name in wanted if importlib.util.find_spec(name) is None]
-print(json.dumps({"version": sys.version.split()[0], "numbers": sys.version_info[:2], "lacking": lacking}))
+_ANSWER = b"parallelrun-environment:"
+"""Begins the line with the answer: an interpreter may print more, from its sitecustomize."""
+_LONGEST = 1 << 20
+"""Bytes of its output that are looked at, the last ones."""
+_QUESTION = f"""
+import sys
+told = {{"version": "%d.%d.%d" % sys.version_info[:3], "old": sys.version_info[:2] < {OLDEST!r}}}
+if not told["old"]:
+    sys.path[:] = [one for one in sys.path if one]  # not the folder that this happens to run in
+    import importlib.util, os, sysconfig
+    def lacks(name):
+        return getattr(importlib.util.find_spec(name), "origin", None) is None
+    told["lacking"] = [name for name in sys.argv[1:] if lacks(name)]
+    libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
+    told["likeness"] = [told["version"], sysconfig.get_config_var("SOABI"), sysconfig.get_platform(), libc]
+import json
+sys.stdout.write("\\n{_ANSWER.decode()}" + json.dumps(told) + "\\n")
 """
-_OF_ANOTHER = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
+_OF_ANOTHER = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "__PYVENV_LAUNCHER__")
 """What another interpreter is not to inherit: it tells where modules of the Dask worker's own are."""
 
-
-class NoEnvironment(Exception):
-    """The environment cannot be had on a node; the message says why, and what to do."""
+__all__ = ["Interpreters", "NoEnvironment", "activated", "without_ours"]
 
 
 def without_ours(environment: Mapping[str, str]) -> dict[str, str]:
@@ -54,7 +62,17 @@ def activated(environment: Mapping[str, str], python: str) -> dict[str, str]:
     found = {**environment, "PATH": f"{folder}{os.pathsep}{environment.get('PATH', os.defpath)}"}
     if folder.with_name("pyvenv.cfg").exists():
         found["VIRTUAL_ENV"] = str(folder.parent)
+    elif folder.with_name("conda-meta").exists():
+        found["CONDA_PREFIX"] = str(folder.parent)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    lacking: Sequence[str]
+    """Of the modules that were asked for."""
+    likeness: Sequence[str]
+    """See `Wanted.likeness`."""
 
 
 class Interpreters:
@@ -62,7 +80,8 @@ class Interpreters:
 
     Args:
         log: file that takes what is said while one is built.
-        run_id: of the run.
+        inherited: environment variables of the Dask worker, without secrets.
+        given: environment variables of the step, which its interpreter has too.
         stopping: says that the node ends.
         tell: called with what is being done, as long as it goes on.
     """
@@ -71,15 +90,21 @@ class Interpreters:
         self,
         *,
         log: Path,
-        run_id: str,
+        inherited: Mapping[str, str],
+        given: Mapping[str, str],
         stopping: Callable[[], bool],
         tell: Callable[[str], None],
     ) -> None:
-        self._log = log
-        self._run_id = run_id
+        self._inherited = without_ours(inherited)
+        self._given = given
         self._stopping = stopping
         self._tell = tell
         self._told_at = 0.0
+        self._built = BuiltEnvironments(
+            log=log,
+            environment=self._inherited,
+            pause=self._pause,
+        )
 
     def python(
         self, python: str, requirements: Sequence[str], name: str, modules: Sequence[str]
@@ -97,142 +122,95 @@ class Interpreters:
             Stopped: the node ends.
         """
         called = f"environment {name!r}" if name else "environment"
-        base = _located(python, called)
-        version = self._asked(base, [], called)
-        if not requirements:
-            self._asked(base, modules, called)
-            return base
-        built = self._built(base, version, requirements, called)
-        self._asked(built, modules, called)
-        return built
+        found = _located(python, called)
+        if requirements:
+            base = self._asked(found, [], called, self._inherited)
+            wanted = Wanted(
+                base=found, likeness=base.likeness, requirements=requirements, called=called
+            )
+            found = self._built.python(wanted)
+        as_in_the_step = {**activated(self._inherited, found), **self._given}
+        answer = self._asked(found, modules, called, as_in_the_step)
+        if answer.lacking:
+            raise NoEnvironment(
+                f"{called}: {found} has no {' and no '.join(answer.lacking)}, which the tables of this "
+                f"step need: {_cure(found, answer.lacking, built=bool(requirements))}"
+            )
+        return found
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _asked(self, python: str, modules: Sequence[str], called: str) -> str:
-        """Return the version of an interpreter that suits."""
+    def _asked(
+        self, python: str, modules: Sequence[str], called: str, environment: Mapping[str, str]
+    ) -> _Answer:
+        """Return what an interpreter that suits says of itself."""
         try:
-            answer = subprocess.run(
-                [python, "-c", _QUESTION, *modules],
-                env=without_ours(os.environ),
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=ASK_S,
-                check=True,
-                text=True,
-            )
-            told = json.loads(answer.stdout)
-        except subprocess.CalledProcessError as error:
+            ended, out, err = self._output([python, "-c", _QUESTION, *modules], environment)
+        except subprocess.TimeoutExpired:
             raise NoEnvironment(
-                f"{called}: {python} does not work: {error.stderr[-500:]}"
+                f"{called}: {python} does not work: it did not say within {ASK_S:g} s what it is"
             ) from None
-        except (OSError, subprocess.TimeoutExpired, ValueError) as error:
+        except OSError as error:
             raise NoEnvironment(f"{called}: {python} does not work: {error}") from None
-        if tuple(told["numbers"]) < OLDEST:
+        told: dict[str, Any] | None = None
+        for line in out.splitlines():
+            if line.startswith(_ANSWER):
+                with contextlib.suppress(ValueError):
+                    told = json.loads(line[len(_ANSWER) :])
+        if told is None:
+            said = (err or out).decode(errors="replace").strip()[-500:]
+            how = said or f"it ended with {ended} and printed nothing"
+            raise NoEnvironment(f"{called}: {python} does not work as a Python interpreter: {how}")
+        if told["old"]:
             raise NoEnvironment(
                 f"{called}: {python} is Python {told['version']}; worker processes need "
                 f"{OLDEST[0]}.{OLDEST[1]} or newer"
             )
-        if told["lacking"]:
-            raise NoEnvironment(
-                f"{called}: {python} has no {' and no '.join(told['lacking'])}, which the tables of this "
-                "step need: install it there, or add it to the requirements"
-            )
-        version: str = told["version"]
-        return version
+        return _Answer(told["lacking"], told["likeness"])
 
-    def _built(self, base: str, version: str, requirements: Sequence[str], called: str) -> str:
-        """Return the interpreter of the environment with these requirements, built if it is not there."""
-        told = json.dumps([list(requirements), version, os.path.realpath(base)])
-        folder = _kept() / hashlib.sha256(told.encode()).hexdigest()[:24]
-        python, done = folder / "bin" / "python", folder / "parallelrun.json"
-        with self._alone(folder.with_suffix(".lock"), called):
-            failed = folder.with_suffix(".failed")
-            if done.exists():
-                return str(python)
-            with contextlib.suppress(OSError):
-                run_id, _, text = failed.read_text().partition("\n")
-                if run_id == self._run_id:  # another node of this host has just tried
-                    raise NoEnvironment(text)
-            try:
-                self._build(base, folder, requirements, called)
-            except NoEnvironment as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                failed.write_text(f"{self._run_id}\n{error}")
-                raise
-            failed.unlink(missing_ok=True)
-            done.write_text(told)
-        return str(python)
+    def _output(
+        self, command: Sequence[str], environment: Mapping[str, str]
+    ) -> tuple[int, bytes, bytes]:
+        """Return how a program ended, and the end of what it wrote.
 
-    @contextlib.contextmanager
-    def _alone(self, lock: Path, called: str) -> Iterator[None]:
-        """Be the only process of this host that builds an environment; wait as long as another one does."""
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            file = lock.open("a")
-        except OSError as error:
-            raise NoEnvironment(f"{called} cannot be kept on the node: {error}") from None
-        with file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    self._pause(f"waits until another process of its host has built {called}")
-            yield
-
-    def _build(self, base: str, folder: Path, requirements: Sequence[str], called: str) -> None:
-        shutil.rmtree(folder, ignore_errors=True)  # of a build that was killed
-        deadline = time.monotonic() + BUILD_S
-        self._run([base, "-m", "venv", str(folder)], called, deadline)
-        wanted = folder / "requirements.txt"
-        wanted.write_text("".join(f"{line}\n" for line in requirements))
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--no-input"]
-        self._run([*pip, "--disable-pip-version-check", "-r", str(wanted)], called, deadline)
-
-    def _run(self, command: list[str], called: str, deadline: float) -> None:
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            began = log.tell()
+        Into files, not pipes: what it leaves running, it takes no pipe's end to.
+        """
+        deadline = time.monotonic() + ASK_S
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             process = subprocess.Popen(
                 command,
-                env=without_ours(os.environ),
+                env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=out,
+                stderr=err,
                 start_new_session=True,
             )
             try:
-                while process.poll() is None:
-                    said = self._said(began)
-                    self._pause(f"builds {called}: {said[-1] if said else 'begins'}"[:200])
+                while True:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        ended = process.wait(LOOK_S)
+                        break
                     if time.monotonic() > deadline:
-                        raise NoEnvironment(
-                            f"{called} is not built after {BUILD_S:g} s, see {self._log}"
-                        )
+                        raise subprocess.TimeoutExpired(command, ASK_S)
+                    self._pause(f"waits for {command[0]}", seconds=0)
             finally:
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        if process.returncode:
-            said = self._said(began)
-            first = next((n for n, line in enumerate(said) if line.startswith("ERROR")), 0)
-            quoted = "\n".join(said[first:][-SAID:])
-            raise NoEnvironment(f"{called} cannot be built:\n{quoted}\nlog: {self._log}")
+            written = []
+            for file in (out, err):
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LONGEST))
+                written.append(file.read())
+        return ended, written[0], written[1]
 
-    def _said(self, since: int) -> list[str]:
-        with self._log.open("rb") as log:
-            log.seek(since)
-            text = log.read().decode(errors="replace")
-        return [line.strip() for line in text.splitlines() if line.strip()]
-
-    def _pause(self, doing: str) -> None:
+    def _pause(self, doing: str, seconds: float = LOOK_S) -> None:
         if self._stopping():
             raise Stopped
         now = time.monotonic()
         if now - self._told_at >= TELL_S:
             self._told_at = now
             self._tell(doing)
-        time.sleep(LOOK_S)
+        time.sleep(seconds)
 
 
 def _located(python: str, called: str) -> str:
@@ -243,17 +221,20 @@ def _located(python: str, called: str) -> str:
         found = shutil.which(path)
         if found is None:
             raise NoEnvironment(
-                f"{called}: there is no program {path!r} in the PATH of its Dask worker"
+                f"{called}: there is no program {path!r} in the PATH of its Dask worker (a folder is "
+                f"given as './{path}')"
             )
         return found
     if os.path.isdir(path):  # noqa: PTH112
-        path = os.path.join(path, "bin", "python")  # noqa: PTH118
-    if not os.access(path, os.X_OK):
+        inside = [os.path.join(path, "bin", name) for name in ("python", "python3")]  # noqa: PTH118
+        path = next((one for one in inside if os.access(one, os.X_OK)), inside[0])
+    if not os.path.exists(path):  # noqa: PTH110
         raise NoEnvironment(f"{called}: there is no interpreter {path}")
+    if not os.access(path, os.X_OK):
+        raise NoEnvironment(f"{called}: {path} is no program that its Dask worker may run")
     return path
 
 
-def _kept() -> Path:
-    """Return the folder of all that was built on this host for this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "prefect-parallelrun" / "environments"
+def _cure(python: str, lacking: Sequence[str], *, built: bool) -> str:
+    names = " ".join(lacking)
+    return f"add {names} to the requirements" if built else f"{python} -m pip install {names}"

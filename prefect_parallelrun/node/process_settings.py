@@ -42,23 +42,34 @@ def settle(
         Stopped: the node ends.
     """
     has_own_python = bool(settings["python"] or settings["requirements"])
+    given = settings["environment"]
+    inherited = {k: v for k, v in os.environ.items() if k not in SECRETS}
     if has_own_python:
-        settings["python"] = _interpreter(settings, log, stopping, tell)
+        interpreters = Interpreters(
+            log=log,
+            inherited=inherited,
+            given=given,
+            stopping=stopping,
+            tell=lambda doing: tell({"name": "fetching", "reason": doing}),
+        )
+        settings["python"] = _interpreter(settings, interpreters)
+        inherited = activated(without_ours(inherited), settings["python"])
     else:
         settings["python"] = sys.executable
-    given = settings["environment"]
-    found = gpus.find(worker.state.total_resources, {**os.environ, **given})
+    found = gpus.find(
+        worker.state.total_resources,
+        given=given,
+        wanted=settings["gpus_per_process"],
+        is_of_dask_cuda=gpus.is_of_dask_cuda(worker),
+    )
     settings["gpus"], settings["gpu_count"] = list(found.gpus), found.count
     if found.trouble:
         tell({"name": "gpus_lacking", "reason": found.trouble})
-    uses_gpus = found.gpus and settings["gpus_per_process"] != 0
+    uses_gpus = found.count and settings["gpus_per_process"] != 0
     settings["process_count"] = settings["process_count"] or (
         1 if uses_gpus else worker.state.nthreads
     )
     settings["init_failures_allowed"] = INIT_FAILURES * settings["process_count"]
-    inherited = {k: v for k, v in os.environ.items() if k not in SECRETS}
-    if has_own_python:
-        inherited = activated(without_ours(inherited), settings["python"])
     shared = threads.settings(
         given,
         cores=worker.state.nthreads,
@@ -74,21 +85,10 @@ def settle(
     }
 
 
-def _interpreter(
-    settings: messages.Settings,
-    log: Path,
-    stopping: Callable[[], bool],
-    tell: Callable[[dict[str, Any]], None],
-) -> str:
-    found = Interpreters(
-        log=log,
-        run_id=settings["run_id"],
-        stopping=stopping,
-        tell=lambda doing: tell({"name": "fetching", "reason": doing}),
-    )
+def _interpreter(settings: messages.Settings, interpreters: Interpreters) -> str:
     modules = {"pandas", "pyarrow"} if any(settings["inputs"]) else set()
     modules |= {"pyarrow"} if settings["output_format"] == "parquet" else set()
-    return found.python(
+    return interpreters.python(
         settings["python"],
         settings["requirements"],
         settings["environment_name"],

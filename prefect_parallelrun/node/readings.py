@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from prefect_parallelrun.cells import in_one_cell
-from prefect_parallelrun.node.gpus import Devices
+from prefect_parallelrun.node.nvml import Devices
 from prefect_parallelrun.node.process_tree import ProcessTree
 
 Row = list[object]

@@ -25,8 +25,9 @@ class NodeRunFolder:
         """Whether the node sees the driver's own."""
         self.paths = self.home if self.shared else RunPaths(private / "run")
         self._private = private
-        self._homeward = None if self.shared else Homeward(self.paths.root)
+        self._homeward = None if self.shared else Homeward(self.paths.root, self.paths.output.name)
         self._taking = threading.Lock()
+        self._removed = False
 
     def output(self, destination: str) -> str:
         """Return where scripts write their own output, made where it is to come home.
@@ -39,15 +40,19 @@ class NodeRunFolder:
         self.paths.output.mkdir(parents=True, exist_ok=True)
         return str(self.paths.output)
 
-    def take(self, arrived: int) -> Taken:
-        """Return what is to come home; see `Homeward.take`."""
+    def take(self, arrived: int) -> Taken | None:
+        """Return what is to come home, see `Homeward.take`; None once it is removed."""
         with self._taking:
+            if self._removed:
+                return None  # not that it is gone: at home it is to stay
             if self._homeward is None:
                 return Taken(arrived, [], complete=True)
             return self._homeward.take(arrived)
 
     def remove(self) -> None:
         """Remove the node's private folder."""
+        with self._taking:
+            self._removed = True
         shutil.rmtree(self._private, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""How many threads numeric libraries begin in each worker process."""
+"""The cores of a node, and how many threads numeric libraries begin in each of its worker processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 
 import dask
+import dask.system
 
 OF_ALL = "OMP_NUM_THREADS"
 """OpenMP's own, which the libraries below heed, too, where they have none of theirs."""
@@ -13,6 +14,11 @@ OF_ONE = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 PRESET = "distributed.nanny.pre-spawn-environ"
 """Where Dask keeps what its nanny sets for a Dask worker: one thread each, as if all work were tasks of
 many threads. That is meant for the Dask worker, in which no script runs."""
+
+
+def cores_here() -> int:
+    """Return how many cores this process may use: those of the machine, or of its container's share."""
+    return dask.system.cpu_count()
 
 
 def settings(
@@ -25,7 +31,8 @@ def settings(
 
     Args:
         given: the user's `environment_variables`.
-        cores: of the node: the threads of its Dask worker.
+        cores: of the node: the threads of its Dask worker, for several may share a host, and this is how
+            each is told its part; an embedded one has its part of `cores_here`.
         processes: of the node.
         has_nanny: whether the Dask worker has one, which may have set such variables.
     """

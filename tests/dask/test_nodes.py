@@ -18,7 +18,7 @@ import distributed
 import pytest
 
 from prefect_parallelrun.datasets import FileDataset
-from prefect_parallelrun.driver import contact, schedule, tending
+from prefect_parallelrun.driver import schedule, tending, versions
 from prefect_parallelrun.errors import ClusterError
 from tests.dask.conftest import lines
 from tests.dask.faults import (
@@ -277,7 +277,7 @@ def test_a_dask_worker_that_does_not_become_a_node_in_time_is_done_without(
     run, numbers, cluster, two_workers, log, monkeypatch
 ):
     """R205: one that does not answer from the start: the others do the work, and the end waits for nobody."""
-    monkeypatch.setattr(contact, "JOIN_LIMIT_S", 1.0)
+    monkeypatch.setattr(versions, "SLOW_S", 1.0)
     with distributed.Client(two_workers, set_as_default=False) as client:
         stopped = next(iter(client.run(os.getpid).values()))
     os.kill(stopped, signal.SIGSTOP)
@@ -299,7 +299,7 @@ def test_a_dask_worker_that_does_not_become_a_node_in_time_is_done_without(
         os.kill(stopped, signal.SIGCONT)
 
     assert lines(result) == EXPECTED
-    assert "its Dask worker could not be reached: nothing for 1 s" in log()
+    assert "is no node yet: its Dask worker has not answered for 1 s" in log()
     with distributed.Client(two_workers, set_as_default=False) as client:
         until(lambda: not ours(client))
 

@@ -130,9 +130,7 @@ def test_a_dask_worker_that_is_killed_changes_nothing_in_the_output(
 
 def test_the_embedded_cluster_does_not_profile_the_flow():
     """R205: Dask's profiler can lock up a Python 3.11 for good, and it would be the flow's own."""
-    cluster = Cluster(
-        None, node_count=1, step="test-step", run_id="x", log=logging.getLogger("test")
-    )
+    cluster = Cluster(None, node_count=1, step="test-step", log=logging.getLogger("test"))
     try:
         [worker] = cluster._target._scalable.workers.values()
         assert "profile" not in worker.periodic_callbacks

@@ -186,6 +186,10 @@ def test_an_input_in_the_folder_of_the_script(step):
             {"config": {"environment_variables": {"TOKEN": "secret-other", "NEW": "1"}}},
             "environment variables changed: TOKEN, NEW",
         ),
+        (
+            {"config": {"environment": {"requirements": ["a==1"], "name": "scoring"}}},
+            "environment was not given, and is 'scoring'",
+        ),
         ({"config": {"mini_batch_size": 2}}, "mini_batch_size was 1, and is 2"),
         ({"config": {"mini_batch_size": None}}, "mini_batch_size was 1, and is not given"),
         ({"side_inputs": ()}, "side input 0 is not there any more"),

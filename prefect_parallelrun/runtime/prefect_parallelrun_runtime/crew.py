@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prefect_parallelrun_runtime import processes
+from prefect_parallelrun_runtime import leases, processes
 from prefect_parallelrun_runtime.messages import Settings
 
 _REST_S = 0.5
 """After a start for which the system lacked something."""
+_RELEASE_S = 2.0
+"""So long a process waits for GPUs that others have: of a process that was killed, one that it has started may
+live on for a moment, and a node that has just ended may be about to let go of its own."""
+_LOOK_S = 0.05
+"""Between two looks whether they are free."""
+_NAMED = 20
+"""Processes that a message names at most."""
 
 
 class Crew:
@@ -28,7 +35,12 @@ class Crew:
         self._names = 0
         self._failures_in_row = 0
         self._tired = False
-        self._gpus_told = False
+        self._leases = leases.Leases(settings)
+        self._gpus_by: float | None = None
+        """How long GPUs that others have are waited for (monotonic seconds)."""
+        self._lacking = 0
+        """So many were told of that have no GPU."""
+        self._leases_told = False
         self._start_at = 0.0
         self._by_name: dict[str, processes.WorkerProcess] = {}
 
@@ -63,10 +75,14 @@ class Crew:
             processes.StartError: one could not be started, which counts as a failed start.
         """
         while self._free and not self._tired and now >= self._start_at:
+            lease = self._leases.take()
+            if self._leases.are_elsewhere and self._is_worth_waiting(now):
+                self._start_at = now + _LOOK_S
+                return
             name = f"process{self._names:03d}"
             self._names += 1
             try:
-                process = processes.WorkerProcess(self._free[-1], name, self._grounds)
+                process = processes.WorkerProcess(self._free[-1], name, self._grounds, lease)
             except processes.StartError:
                 self._start_at = now + _REST_S
                 self.failed()
@@ -75,20 +91,24 @@ class Crew:
             self._by_name[name] = process
             yield process
 
-    def lacking_gpus(self) -> str:
-        """Say once, when all have been started, which of them have no GPU though the node has some, or is to."""
+    def gpu_troubles(self) -> Iterator[str]:
+        """Say, once all have been started, what is not as it should be with their GPUs; each thing once."""
+        if self._leases.trouble and not self._leases_told:
+            self._leases_told = True
+            yield self._leases.trouble
         wanted, gpus = self._settings["gpus_per_process"], self._settings["gpu_count"]
         wanted = bool(gpus) if wanted is None else wanted
-        if self._gpus_told or self._free or not wanted:
-            return ""
-        self._gpus_told = True
         without = [process.name for process in self if not process.lease.gpus]
-        if not without:
-            return ""
-        return (
-            f"{', '.join(without)} of its {len(self)} processes run without a GPU: with "
-            f"gpus_per_process={wanted:g}, the {gpus} of the node (of its host, if nodes share it) are "
-            "not enough"
+        if self._free or not wanted or len(without) <= self._lacking:
+            return
+        self._lacking = len(without)
+        names = without if len(without) <= _NAMED else [*without[:_NAMED], f"{len(without)} in all"]
+        has = f"has {gpus}" if gpus else "has none"
+        if self._leases.are_elsewhere:
+            has += ", of which other nodes of its host use some"
+        yield (
+            f"{', '.join(names)} run without a GPU: each of its {len(self)} processes is to have "
+            f"{wanted:g}, and it {has}"
         )
 
     def succeeded(self) -> None:
@@ -104,3 +124,11 @@ class Crew:
         """Take out one that has ended."""
         del self._by_name[process.name]
         self._free.append(process.slot)
+        if process.lease.gpus:
+            self._gpus_by = None
+
+    def _is_worth_waiting(self, now: float) -> bool:
+        """Whether others may let go of GPUs in a moment; where they did not, nobody waits again."""
+        if self._gpus_by is None:
+            self._gpus_by = now + _RELEASE_S
+        return now < self._gpus_by

@@ -182,7 +182,7 @@ class Event(TypedDict, total=False):
     `shutdown_failed` (with `error`; `shutdown()` raised, took too long or was killed),
     `process_ended`; `bundle_started` (with `bundle`); `gave_up` (start_failed too often in a row);
     `logs_lost` (once per node, with `reason`: log files cannot be written, and are not);
-    `gpus_lacking` (once per node, with `reason`: which of the first processes have no GPU);
+    `gpus_lacking` (with `reason`: which processes have no GPU, or what else is wrong with GPUs);
     and, of the agent: `monitor_trouble` (each once, with `reason`: what cannot be sampled); `fetching` (it gets on with its side inputs, as `reason` tells), `wants` (with
     `request` and `wanted`: what it asks of the driver), `bundle_fetched` (with `bundle` and `seconds`: the data of its mini-batches is there, or known not to come).
     """

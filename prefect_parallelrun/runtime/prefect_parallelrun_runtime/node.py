@@ -220,8 +220,8 @@ class Node:
                 self._say("process_started", process)
                 if process.log_trouble:
                     self._tell_lost_logs(process.log_trouble)
-            if lacking := self._crew.lacking_gpus():
-                self._say("gpus_lacking", reason=lacking)
+            for trouble in self._crew.gpu_troubles():
+                self._say("gpus_lacking", reason=trouble)
         except processes.StartError as failure:
             self._could_not_start(failure)
         self.next_check = 0.0

@@ -29,6 +29,8 @@ _COPY_LIMIT = 1 << 16
 """Bytes. A source file up to that size is the process's own to write; what is larger, a model say, is
 a link to the node's one copy. Copies cost a start 25 µs each, the link 15."""
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
 
 class StartError(Exception):
     """A worker process could not be started: the system lacked something for it."""
@@ -50,8 +52,6 @@ class Grounds(NamedTuple):
     """How many a process may have open: the limit that was there before the supervisor raised its own."""
     address: str
     """IP address of this host."""
-    leases: leases.Leases
-    """Of GPUs."""
 
 
 def prepare(settings: Settings) -> Grounds:
@@ -69,7 +69,7 @@ def prepare(settings: Settings) -> Grounds:
     needed = _DESCRIPTORS * (settings["process_count"] + 2)
     if soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
-    return Grounds(settings, folders, files, (soft, hard), _address(), leases.Leases(settings))
+    return Grounds(settings, folders, files, (soft, hard), _address())
 
 
 def _address() -> str:
@@ -101,8 +101,8 @@ class Doom:
 class WorkerProcess:
     """A worker process; its name, log files and private folder are its alone."""
 
-    def __init__(self, slot: int, name: str, grounds: Grounds) -> None:
-        """Start it.
+    def __init__(self, slot: int, name: str, grounds: Grounds, lease: leases.Lease) -> None:
+        """Start it, with the GPUs of a lease, which is closed when it has ended or cannot be started.
 
         Raises:
             StartError: that is not possible now.
@@ -110,6 +110,7 @@ class WorkerProcess:
         settings = grounds.settings
         self.slot = slot
         self.name = name
+        self.lease = lease
         self.ready = False
         """Whether `init()` has succeeded."""
         self.stopping_at: float | None = None
@@ -131,10 +132,11 @@ class WorkerProcess:
             raise StartError(name, error) from error
         self.started_at = self.moved_at = time.monotonic()
         self.lines = process_log.Lines(grounds.address, self.pid)
-        shown = self.lease.environment["CUDA_VISIBLE_DEVICES"] if settings["gpus"] else ""
-        self.log(
-            self.lines.now(f"started | GPU {shown or 'none'}" if settings["gpus"] else "started")
-        )
+        said = ["started"]
+        if settings["gpus"]:
+            said.append(f"GPU {self.lease.environment['CUDA_VISIBLE_DEVICES'] or 'none'}")
+        said += _threads(settings["environment"])
+        self.log(self.lines.now(" | ".join(said)))
 
     def file(self, kind: str) -> str:
         """Return the path of one of its log files, `kind` being a key of `messages.Files`."""
@@ -146,8 +148,9 @@ class WorkerProcess:
 
     def _start(self, grounds: Grounds) -> None:
         folder = os.path.join(self._settings["work_folder"], self.name)
-        os.makedirs(folder, exist_ok=True)
         with contextlib.ExitStack() as failing, contextlib.ExitStack() as done:
+            failing.callback(self.lease.close)
+            os.makedirs(folder, exist_ok=True)
             ours, theirs = socket.socketpair()
             failing.callback(ours.close)
             done.callback(theirs.close)
@@ -163,8 +166,6 @@ class WorkerProcess:
             stderr = self._open_log("stderr")
             done.callback(os.close, stderr)
             inherited = (theirs.fileno(), self.page.fd, self._claims_out)
-            self.lease = grounds.leases.take()
-            failing.callback(self.lease.close)
             supervisor = os.getpid()
             self.pid = os.fork()
             if self.pid == 0:
@@ -283,7 +284,8 @@ def _become_worker(
         # The kernel shall take a worker process for memory, not the Dask worker that it serves.
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
-        os.nice(settings["niceness"])
+        with contextlib.suppress(OSError):  # a sandbox may refuse either; no script depends on it
+            os.nice(settings["niceness"])
         _lay_out_source(grounds, folder)
         os.chdir(folder)
         for fd in (*inherited, *kept):
@@ -295,6 +297,14 @@ def _become_worker(
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(126)
+
+
+def _threads(environment: dict[str, str]) -> list[str]:
+    """Return, for the log, how many threads the numeric libraries are told to begin; empty if they are not."""
+    told = {name: environment[name] for name in _THREADS if name in environment}
+    if len(set(told.values())) == 1:
+        return [f"threads {next(iter(told.values()))}"]
+    return [", ".join(f"{name}={value}" for name, value in told.items())] if told else []
 
 
 def _restore_signals() -> None:
