@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     )
     from prefect_parallelrun.cache_policy import ReusePolicy
     from prefect_parallelrun.compute_target import DaskComputeTarget
-    from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
+    from prefect_parallelrun.config import ParallelRunConfig
     from prefect_parallelrun.datasets import FileDataset, OutputFileDatasetConfig, TabularDataset
     from prefect_parallelrun.environment import Environment
     from prefect_parallelrun.errors import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ParallelRunError,
         RunCancelled,
     )
+    from prefect_parallelrun.pipeline_parameter import PipelineParameter
     from prefect_parallelrun.result import ParallelRunResult
     from prefect_parallelrun.step import ParallelRunStep
     from prefect_parallelrun_runtime.entry_script import EntryScript
@@ -50,7 +51,7 @@ _MODULES = {
     "ParallelRunResult": "prefect_parallelrun.result",
     "DaskComputeTarget": "prefect_parallelrun.compute_target",
     "Environment": "prefect_parallelrun.environment",
-    "PipelineParameter": "prefect_parallelrun.config",
+    "PipelineParameter": "prefect_parallelrun.pipeline_parameter",
     "ReusePolicy": "prefect_parallelrun.cache_policy",
     "FileDataset": "prefect_parallelrun.datasets",
     "TabularDataset": "prefect_parallelrun.datasets",

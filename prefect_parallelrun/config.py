@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
@@ -24,43 +22,10 @@ from prefect_parallelrun import checks, yaml_document
 from prefect_parallelrun.compute_target import DaskComputeTarget
 from prefect_parallelrun.environment import Environment
 from prefect_parallelrun.errors import ConfigError, refuse
+from prefect_parallelrun.pipeline_parameter import PipelineParameter, blamed
 
 YAML_KEY = "parallel_run_config"
 """The one key at the top of a saved configuration, as Azure writes it."""
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineParameter:
-    """A value that the flow run's parameter `name` gives, or `default_value` where it has none."""
-
-    name: str
-    """The flow's parameter."""
-    default_value: Any = None
-    """What holds in a flow without that parameter, and outside of flows."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.isidentifier():
-            raise checks.unfit("PipelineParameter.name", self.name, "a parameter of the flow")
-
-    def value(self, parameters: Mapping[str, Any]) -> Any:
-        """Return the value under these parameters of a flow run."""
-        return parameters.get(self.name, self.default_value)
-
-
-@contextmanager
-def blamed(*given: tuple[str, PipelineParameter]) -> Iterator[None]:
-    """Let errors of values name the flow's parameters as well.
-
-    Args:
-        given: the parameter of ours that has such a value, and what it is the value of.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        if not given:
-            raise
-        named = ", ".join(f"{where} is the flow's parameter {one.name!r}" for where, one in given)
-        raise ConfigError(f"{error} ({named})") from None
 
 
 T = TypeVar("T")
@@ -154,11 +119,13 @@ class ParallelRunConfig(BaseModel):
     """Order of its rows: that of the input, or that in which mini-batches were done."""
     compute_target: Any = None
     """Where it runs: nothing (an embedded Dask cluster), a scheduler's address, a cluster object, a
-    `DaskComputeTarget`, or `task-runner` (the cluster of the flow's DaskTaskRunner)."""
+    `DaskComputeTarget`, a block of it or its name `dask-compute-target/<name>`, or `task-runner` (the
+    cluster of the flow's DaskTaskRunner)."""
     node_count: Changeable[int] = 1
     """Number of nodes: Dask workers that host worker processes."""
     process_count_per_node: Changeable[int | None] = None
-    """Worker processes on each node; without it the number of cores."""
+    """Worker processes on each node; without it as many as its Dask worker has threads, or one where it has
+    GPUs."""
     environment: Environment | None = None
     """The Python environment of the worker processes; without it the one of the node. A path means an
     interpreter, or a virtual environment, that is there on the nodes."""
@@ -232,7 +199,7 @@ class ParallelRunConfig(BaseModel):
     def _check_field(cls, value: Any, info: ValidationInfo) -> Any:
         name = info.field_name or ""
         if name in _CHANGEABLE and isinstance(value, Mapping) and "name" in value:
-            value = _parameter(value)  # the form that JSON leaves of one
+            value = PipelineParameter.of(value)  # the form that JSON leaves of one
         if not isinstance(value, PipelineParameter):
             return _checked(name, value)
         if name not in _CHANGEABLE:
@@ -364,7 +331,7 @@ class ParallelRunConfig(BaseModel):
         for name in _CHANGEABLE:
             value = given.get(name)
             if isinstance(value, dict) and set(value) == {"pipeline_parameter"}:
-                given[name] = _parameter(value["pipeline_parameter"])
+                given[name] = PipelineParameter.of(value["pipeline_parameter"])
         if "environment" in given:
             given["environment"] = Environment.of("environment", given["environment"], below=below)
         return cls(**given)
@@ -395,13 +362,6 @@ def absolute(path: str, *, below: str | None = None) -> Path:
     # Path.resolve would follow links: a linked script would then lie outside its source.
     folder = os.path.expanduser(below or "")  # noqa: PTH111
     return Path(os.path.abspath(os.path.join(folder, os.path.expanduser(path))))  # noqa: PTH100, PTH111, PTH118
-
-
-def _parameter(fields: Any) -> PipelineParameter:
-    """Return the PipelineParameter that was written as a mapping."""
-    if not isinstance(fields, Mapping) or not {"name"} <= set(fields) <= {"name", "default_value"}:
-        raise refuse("pipeline_parameter", fields, "it must be a mapping of name and default_value")
-    return PipelineParameter(**fields)
 
 
 def _as_config_error(error: ValidationError) -> ConfigError:

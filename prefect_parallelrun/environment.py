@@ -18,9 +18,10 @@ _PATH_OPTION = re.compile(
 """An option of pip whose value is a path or a URL, and that value."""
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tar.bz2", ".tgz")
 _URL = re.compile(r"[\w+.-]+://[^\s\"']+")
-_LOGIN = re.compile(r"([\w+.-]+)://([^/?#\s]*)@")
-_NO_SECRET = re.compile(r"(?:[^:]*:)?\$\{[A-Z0-9_]+\}")
-"""A login that pip takes from a variable of the node: `${TOKEN}`, `me:${TOKEN}`."""
+_LOGIN = re.compile(r"([\w+.-]+)://([^/?#\s]*|[^/?#\s:@]*:(?!\d+(?:[/?#]|$))\S*)@")
+"""A scheme and a login, also one with a `/` in its password, where that is no port and a path."""
+_NO_SECRET = re.compile(r"(?:[^:]*:)?\$\{[A-Z0-9_]+\}:?")
+"""A login that pip takes from a variable of the node: `${TOKEN}`, `${TOKEN}:`, `me:${TOKEN}`."""
 _COMMENT = re.compile(r"(^|\s)#.*$")
 
 
@@ -80,12 +81,13 @@ class Environment:
         if isinstance(value, str | Path):
             return cls(python=_below(value, below))
         if isinstance(value, Mapping) and set(value) <= {"python", "requirements", "name"}:
-            paths = {
-                key: _below(one, below)
-                for key, one in value.items()
-                if key in ("python", "requirements")
-            }
-            return cls(**{**value, **paths})
+            given = dict(value)
+            given["python"] = _below(given.get("python"), below)
+            lines = given.get("requirements")
+            if isinstance(lines, str | Path) and "://" not in str(lines):
+                # A path also without a slash, unlike `python`.
+                given["requirements"] = _below(Path(lines), below)
+            return cls(**given)
         # Not the value: among requirements there may be an address with a password.
         shown = sorted(map(str, value)) if isinstance(value, Mapping) else _kind(value)
         raise refuse(
@@ -105,7 +107,10 @@ class Environment:
         """Return what is another in it than in an earlier one, a text each."""
         found = []
         if before.python != self.python:
-            found.append(f"python was {before.python!r}, and is {self.python!r}")
+            was, now = (
+                "not given" if one.python is None else repr(one.python) for one in (before, self)
+            )
+            found.append(f"python was {was}, and is {now}")
         old, new = before.requirements or (), self.requirements or ()
         found += [f"{line} (new)" for line in new if line not in old]
         found += [f"{line} (gone)" for line in old if line not in new]

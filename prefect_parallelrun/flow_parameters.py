@@ -9,9 +9,9 @@ from typing import Any
 from prefect.context import FlowRunContext
 
 from prefect_parallelrun import step_datasets
-from prefect_parallelrun.config import PipelineParameter, blamed
 from prefect_parallelrun.datasets import Dataset, FileDataset, TabularDataset
 from prefect_parallelrun.errors import refuse
+from prefect_parallelrun.pipeline_parameter import PipelineParameter, blamed
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.yaml_document import Place
 

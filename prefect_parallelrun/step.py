@@ -20,10 +20,11 @@ from prefect.utilities.annotations import BaseAnnotation
 
 from prefect_parallelrun import checks, flow_parameters, stopping
 from prefect_parallelrun.cache_policy import ReusePolicy
-from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter, blamed
+from prefect_parallelrun.config import ParallelRunConfig
 from prefect_parallelrun.datasets import OutputFileDatasetConfig
 from prefect_parallelrun.definition import StepDefinition, check_name
 from prefect_parallelrun.errors import ConfigError
+from prefect_parallelrun.pipeline_parameter import PipelineParameter, blamed
 from prefect_parallelrun.result import ParallelRunResult
 from prefect_parallelrun.task_run import run_task
 from prefect_parallelrun.work import Work, define, settled, why_afresh

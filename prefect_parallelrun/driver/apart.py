@@ -8,17 +8,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection
+import os
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from prefect_parallelrun.driver.events import Event, NotKept
 from prefect_parallelrun.driver.homecoming import Homecoming
+from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node
 from prefect_parallelrun.driver.serving import Serving
 from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.node import calls
 from prefect_parallelrun.node.homeward import Taken
+from prefect_parallelrun.output.trouble import explain_output
 from prefect_parallelrun.paths import RunPaths
+from prefect_parallelrun_runtime import messages
 
 LOOK_S = 1.0
 """How often a node is asked what is new."""
@@ -27,6 +32,8 @@ ANSWERS = 16
 
 RunOn = Callable[..., Awaitable[Any]]
 """Calls a function on the Dask worker of a node: node, function, arguments."""
+LAST_LOGS_S = 3.0
+"""How long nodes that are lost, and answer, may hold up the end of a run with the end of their logs."""
 
 
 class ApartNodes:
@@ -37,16 +44,26 @@ class ApartNodes:
         homecoming: writes down what they bring.
         run_on: reaches them.
         log: of the run.
+        not_kept: called with a node's name, and why what it brought for the output folder was not kept.
     """
 
     def __init__(
-        self, serving: Serving, homecoming: Homecoming, run_on: RunOn, log: logging.Logger
+        self,
+        serving: Serving,
+        homecoming: Homecoming,
+        run_on: RunOn,
+        log: logging.Logger,
+        not_kept: Callable[[str, Exception], None],
     ) -> None:
+        self._not_kept = not_kept
         self._serving = serving
         self._homecoming = homecoming
         self._run_on = run_on
         self._log = log
-        self._failed = False
+        self._sending: set[asyncio.Task[None]] = set()
+        """Of nodes that are lost, and answer: their logs are still to come home."""
+        self._told: set[str] = set()
+        """What is told once."""
         self._room = asyncio.Semaphore(ANSWERS)
         self._answering: set[tuple[str, int]] = set()
         self._looking: set[str] = set()
@@ -54,11 +71,23 @@ class ApartNodes:
 
     @classmethod
     def of_run(
-        cls, fetched: Fetched, paths: RunPaths, output: Path, run_on: RunOn, log: logging.Logger
+        cls,
+        fetched: Fetched,
+        paths: RunPaths,
+        settings: messages.Settings,
+        run_on: RunOn,
+        events: Mailbox[Event],
+        log: logging.Logger,
     ) -> ApartNodes:
         """Return those of a run that has no node yet in this sitting; see `Serving` and `Homecoming`."""
+        output = Path(settings["output_folder"])
         homecoming = Homecoming(paths, output, log, resumed=paths.next_node() > 0)
-        return cls(Serving(fetched, paths.source), homecoming, run_on, log)
+
+        def not_kept(name: str, error: Exception) -> None:
+            if settings["output_action"] == "summary_only":
+                events.put(NotKept(error=explain_output(output, name, error)))
+
+        return cls(Serving(fetched, paths.source), homecoming, run_on, log, not_kept)
 
     async def answer(self, node: Node, number: int, wanted: dict[str, Any]) -> None:
         """Answer a node; an answer that is lost is asked for again."""
@@ -97,6 +126,22 @@ class ApartNodes:
             node.homeward.cancel()
             self._beside(self._homecoming.lost, node.name)
 
+    async def take_last(self, node: Node) -> None:
+        """Take home what a node has kept after its end, then let it keep nothing; see `take_all`."""
+        await self.take_all(node)
+        await self._run_on(node, calls.forget_node, node.agent_id)
+
+    def sent_away(self, node: Node, sending: asyncio.Task[None]) -> None:
+        """Note that a lost node is being ended, which says in its logs why it was lost."""
+        if node.apart:
+            self._sending.add(sending)
+            sending.add_done_callback(self._sending.discard)
+
+    async def wait_for_logs(self) -> None:
+        """Wait until the logs of lost nodes are home, `LAST_LOGS_S` at most."""
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=LAST_LOGS_S)
+
     async def take_all(self, node: Node) -> bool:
         """Take home all that there is now; return whether the node is there.
 
@@ -133,14 +178,31 @@ class ApartNodes:
                 return True
 
     def take_in(self, node: Node, taken: Taken, bundles: Collection[int] = ()) -> None:
-        """Write down what came; where that is not possible it is told once, as of other log files."""
+        """Write down what came; of logs, where that is not possible, it is told once, as elsewhere."""
+        for one in taken.unread[:1]:
+            self._tell(f"{node.name} cannot read what a script has written; it stays there", one)
         try:
-            self._homecoming.take_in(node.name, taken.pieces, bundles)
+            if failed := self._homecoming.take_in(node.name, taken.pieces, bundles):
+                self._tell("Logs that nodes bring home cannot be kept", failed)
         except (OSError, ValueError) as error:
             node.home_failed = True
-            if not self._failed:
-                self._failed = True
-                self._log.warning("What %s brings home cannot be kept: %s", node.name, error)
+            self._tell("What nodes have written cannot be kept in the output folder", error)
+            self._not_kept(node.name, error)
+
+    def joined(self, nowhere: Sequence[str]) -> None:
+        """Tell of paths among the script's arguments that do not lead there from a node (see `NodeAgent`)."""
+        for path in nowhere:
+            if os.path.exists(path):  # noqa: PTH110  (that of pathlib raises if it is no path at all)
+                self._tell(
+                    f"{path}, in the script's arguments as a text, is not to be seen on nodes that share no "
+                    "file system with the driver, and what a script writes there stays there: give the output "
+                    "or the side input itself in its place"
+                )
+
+    def _tell(self, what: str, error: object = "") -> None:
+        if what not in self._told:
+            self._told.add(what)
+            self._log.warning("%s%s", what, f": {error}" if error else "")
 
     def ended(self, node: Node, bundle: int) -> None:
         """Note that a bundle has ended, with all that came of it."""

@@ -194,6 +194,8 @@ class Cluster:
             frames = await self._target.result(future)
             # What the script has written counts when it is home: with the node it would be gone.
             if self._holds and node.apart and not await nodes.apart.is_home(node):
+                if node.home_failed:
+                    return  # the run ends of that: see `events.NotKept`
                 frames = agent.STALE
         except (asyncio.CancelledError, Exception) as error:
             # A node that is lost is told by the scheduler's event.

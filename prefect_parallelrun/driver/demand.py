@@ -65,8 +65,11 @@ class Demand:
             OSError: the connection is broken.
             TimeoutError: the scheduler does not answer.
         """
-        if any(task.status not in ("pending", "error") for task in self._tasks):
-            self._tasks.clear()  # cancelled: the connection broke, and it may be another scheduler now
+        # Cancelled: the connection broke, and it may be another scheduler now. Failed: they have waited
+        # as long as that lets tasks wait (`distributed.scheduler.no-workers-timeout`), and count no more.
+        if any(task.status != "pending" for task in self._tasks):
+            self._tasks.clear()
+        if not self._tasks:
             self._is_told = False
         # The least that takes so many, for it is rounded up, and what others wait for is added.
         full = workers
@@ -96,7 +99,7 @@ class Demand:
         tell = _telling(self._name, self._target_s)
         try:
             for _ in range(TRIES):
-                telling = asyncio.to_thread(self._client.run_on_scheduler, tell)
+                telling = self._client.run_on_scheduler(tell, asynchronous=True)
                 self._is_told = await asyncio.wait_for(telling, ANSWER_S)
                 if self._is_told:
                     return
@@ -106,6 +109,21 @@ class Demand:
         except Exception as error:  # it may refuse what is pickled: the cluster grows by less, then
             self._log.debug("The Dask scheduler cannot be told what a node does: %r", error)
             self._is_told = True
+
+
+def further(missing: int, coming: int, useless: int, node_count: int) -> int:
+    """Return how many Dask workers a cluster should have more than it has; negative: fewer.
+
+    Others are wanted in place of those that cannot be nodes, but not without end: what is wrong with these
+    may be wrong with each that comes.
+
+    Args:
+        missing: nodes that a run has too few.
+        coming: Dask workers that may become nodes.
+        useless: those that cannot.
+        node_count: of the run; so many of the useless are made up for.
+    """
+    return max(missing - coming, 0) - max(useless - node_count, 0)
 
 
 def _telling(name: str, target_s: float | None) -> Callable[..., bool]:

@@ -85,7 +85,8 @@ def find(
             security=_security(target),
             told=target.told,
         )
-    log.info("Starting a Dask cluster: %s", target.cluster_class)
+    says = f", as {given} says" if isinstance(given, str) else ""
+    log.info("Starting a Dask cluster, %s%s", target.cluster_class, says)
     cluster = beside(
         lambda: _started(target, name),
         START_S,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import prefect_parallelrun.runtime_folder  # noqa: F401  (puts the runtime's folder on the path)
+from prefect_parallelrun.errors import ConfigError, DatasetError, OutputError, ParallelRunError
 from prefect_parallelrun_runtime import messages
 
 
@@ -62,6 +63,20 @@ class NodeLacks:
     """`side inputs`, or `environment`."""
     reason: str
 
+    @property
+    def error(self) -> ParallelRunError:
+        """What the run ends with."""
+        if self.lacking == "environment":
+            return ConfigError(f"{self.node} cannot have the Python environment: {self.reason}")
+        return DatasetError(f"{self.node} has no side inputs: {self.reason}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotKept:
+    """What a node has brought home cannot be written down, and results are to count for it."""
+
+    error: OutputError
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeNews:
@@ -78,4 +93,4 @@ class BundleEnded:
     frames: bytes
 
 
-Event = NodeJoined | NodeLost | NodeLacks | NoWorkerLeft | NodeNews | BundleEnded
+Event = NodeJoined | NodeLost | NodeLacks | NotKept | NoWorkerLeft | NodeNews | BundleEnded

@@ -63,8 +63,10 @@ class Homecoming:
         self._arrived: dict[str, int] = {}
         """Bytes of each error log that have come: the driver itself writes there, too."""
 
-    def take_in(self, node: str, pieces: Iterable[Piece], bundles: Iterable[int] = ()) -> None:
-        """Write down what a node has given out.
+    def take_in(
+        self, node: str, pieces: Iterable[Piece], bundles: Iterable[int] = ()
+    ) -> OSError | None:
+        """Write down what a node has given out; return what has kept a log from it, if anything has.
 
         Args:
             node: its name.
@@ -72,27 +74,30 @@ class Homecoming:
             bundles: which it had meanwhile: to one of these belongs what comes for the first time.
 
         Raises:
-            OSError: that is not possible.
-            ValueError: a name leads out of the run folder.
+            OSError: an output file cannot be written; all that can is.
+            ValueError: a name leads to where no node writes.
         """
         arrivals = _Arrivals(set(bundles))
+        failed: dict[bool, OSError] = {}
         for piece in pieces:
             parts = PurePosixPath(piece.name).parts
             if not parts or ".." in parts or piece.name.startswith("/"):
                 raise ValueError(f"{node} brings home {piece.name!r}, which is outside of its run")
-            if parts[0] == self._paths.output.name:
-                with self._settling:
-                    if node in self._lost:
-                        return  # what was on its way when it was
-                    if piece.name not in self._outputs and arrivals.bundles:
-                        if not arrivals.names:
-                            self._unsettled[node].append(arrivals)
-                        arrivals.names.append(piece.name)
-                    self._take_output(node, piece, self._destination.joinpath(*parts[1:]))
-            elif parts[:3] == ("logs", "user", "error"):
-                self._append(piece, self._paths.root / piece.name)
-            else:
-                _write(piece, self._paths.root / piece.name)
+            is_output = parts[0] == self._paths.output.name
+            if not is_output and parts[0] != self._paths.logs.name:
+                raise ValueError(f"{node} brings home {piece.name!r}, which is the driver's own")
+            try:
+                if is_output:
+                    self._take_in_output(node, piece, parts[1:], arrivals)
+                elif parts[:3] == ("logs", "user", "error"):
+                    self._append(piece, self._paths.root / piece.name)
+                else:
+                    _write(piece, self._paths.root / piece.name)
+            except OSError as error:
+                failed.setdefault(is_output, error)
+        if True in failed:
+            raise failed[True]
+        return failed.get(False)
 
     def ended(self, node: str, bundle: int) -> None:
         """Note that a bundle has ended: what came before it came is some result's, or another bundle's."""
@@ -110,6 +115,18 @@ class Homecoming:
                     self._outputs[name].nodes.discard(node)
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _take_in_output(
+        self, node: str, piece: Piece, parts: tuple[str, ...], arrivals: _Arrivals
+    ) -> None:
+        with self._settling:
+            if node in self._lost:
+                return  # what was on its way when it was
+            if piece.name not in self._outputs and arrivals.bundles:
+                if not arrivals.names:
+                    self._unsettled[node].append(arrivals)
+                arrivals.names.append(piece.name)
+            self._take_output(node, piece, self._destination.joinpath(*parts))
 
     def _append(self, piece: Piece, file: Path) -> None:
         """Add to a file that is only appended to, by its process and by the driver."""

@@ -6,6 +6,7 @@ No cluster, no supervisor, no retries, no time-outs; the same loader and the sam
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -31,6 +32,8 @@ from prefect_parallelrun.planning import Plan, plan_step
 from prefect_parallelrun.run_record import Cuts
 from prefect_parallelrun_runtime import encode, entry_script, load, path_values, script
 from prefect_parallelrun_runtime.load_error import LoadError
+
+_logger = logging.getLogger(__name__)
 
 OnError = Callable[[BaseException], None]
 """Called with what the script raised while everything is still as it was then; for a debugger."""
@@ -127,6 +130,12 @@ class Here:
 
     def _call_script(self, chosen: Sequence[Pending], output: Path) -> list[Any]:
         config = self._definition.config
+        if config.environment is not None:
+            _logger.warning(
+                "environment (%s) is not used here: the script runs in this program's own Python, %s",
+                config.environment,
+                sys.executable,
+            )
         loaded = script.load_script(
             str(config.script_path),
             str(config.source_folder),

@@ -14,18 +14,11 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Coroutine, Iterator
-from pathlib import Path
 from typing import Any
 
 from prefect_parallelrun.driver.apart import ApartNodes
 from prefect_parallelrun.driver.contact import Contact
-from prefect_parallelrun.driver.events import (
-    Event,
-    NodeJoined,
-    NodeLacks,
-    NodeLost,
-    NodeNews,
-)
+from prefect_parallelrun.driver.events import Event, NodeJoined, NodeLacks, NodeLost, NodeNews
 from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import Node
 from prefect_parallelrun.driver.sources import Fetched
@@ -109,8 +102,8 @@ class Nodes:
     def begin(self, settings: messages.Settings, paths: RunPaths, fetched: Fetched) -> None:
         """Take in what each node must know."""
         self.contact.begin(settings, paths, fetched.sources)
-        output = Path(settings["output_folder"])
-        self.apart = ApartNodes.of_run(fetched, paths, output, self.contact.run_on, self._log)
+        run_on = self.contact.run_on
+        self.apart = ApartNodes.of_run(fetched, paths, settings, run_on, self._events, self._log)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let `work` go on beside the others, until the run is over at the latest."""
@@ -176,26 +169,24 @@ class Nodes:
                 where = f"{node.name} ({node.address})"
                 self._events.put(NodeLacks(node=where, lacking=info["lacking"], reason=failure))
             reason = f"it could not be started: {failure}"
-            # One without our code has nothing of ours that could be ended.
-            unfit = "is_unfit" in info
-            self.drop(node, reason, for_good=True, innocent=True, gone=unfit)
+            # One that has ended by itself, without a lease for long (`agent.LEASE_S`), can be one again;
+            # one without our code has nothing of ours that could be ended.
+            for_good, unfit = "has_ended" not in info, "is_unfit" in info
+            self.drop(node, reason, for_good=for_good, innocent=True, gone=unfit)
         elif node.name in self._nodes:
             node.joined = self._any_joined = True
             node.apart, node.unseen = info["apart"], frozenset(info["unseen"])
             if node.apart:
                 node.homeward = self.spawn(self.apart.accompany(node))
+                self.apart.joined(info["nowhere"])
             self._tell_of(node, info)
 
     def _tell_of(self, node: Node, info: dict[str, Any]) -> None:
-        joined = NodeJoined(
-            node=node.name,
-            host=info["host"],
-            address=node.address,
-            processes=info["processes"],
-            gpus=info["gpus"],
-            joined_at=time.time(),
-        )
+        told = {name: info[name] for name in ("host", "processes", "gpus")}
+        joined = NodeJoined(node=node.name, address=node.address, joined_at=time.time(), **told)
         self._events.put(joined)
+        for news in info["news"]:
+            self._events.put(NodeNews(event=news))
 
     def check_lease(self, node: Node) -> None:
         """Take out a node of which the lease has ended: it has let go, or was let go of."""
@@ -235,6 +226,8 @@ class Nodes:
         if self.closing or self._nodes.pop(node.name, None) is None:
             return
         node.lost = True
+        if node.joining is not None and node.joining is not asyncio.current_task():
+            node.joining.cancel()
         self.apart.lost(node)
         self.why, self.lost_at = reason, asyncio.get_running_loop().time()
         self._events.put(
@@ -250,7 +243,9 @@ class Nodes:
             node.lease.release()
         if not gone:
             self.leaving.add(node.address)
-            self.spawn(self._send_away(node))
+            sending = self.spawn(self._send_away(node))
+            if node.silent_s < SILENT_AT_END_S:
+                self.apart.sent_away(node, sending)
         self.changed.set()
 
     def let_go(self, node: Node, reason: str) -> None:
@@ -274,7 +269,9 @@ class Nodes:
         """End a node that is lost, once its Dask worker answers again; it is no node before that."""
         while node.address in self.leaving:
             try:
-                await self.contact.run_on(node, calls.stop_node, node.agent_id, False, False)
+                await self.contact.run_on(node, calls.stop_node, node.agent_id, False, node.apart)
+                if node.apart:  # its logs say why it was lost
+                    await self.apart.take_last(node)
                 break
             except Exception as error:
                 self._log.debug("%s cannot be told to end yet: %r", node.name, error)
@@ -292,6 +289,8 @@ class Nodes:
         goodbyes = [self.spawn(self._say_goodbye(node, gracefully=gracefully)) for node in there]
         if gracefully:
             goodbyes += filter(None, (node.parting for node in self._parting.values()))
+        if self.leaving:
+            goodbyes.append(self.spawn(self.apart.wait_for_logs()))
         try:
             if goodbyes:
                 await asyncio.wait(goodbyes, timeout=limit_s)
@@ -322,8 +321,7 @@ class Nodes:
             for news in await self._answered(node, stop):
                 self._events.put(NodeNews(event=news))
             if node.apart:
-                await self._answered(node, self.apart.take_all(node))
-                await self.contact.run_on(node, calls.forget_node, node.agent_id)
+                await self._answered(node, self.apart.take_last(node))
         except (OSError, TimeoutError) as error:
             self._log.warning(
                 "%s does not answer at the end; it ends by itself%s: %s", node.name, lacking, error

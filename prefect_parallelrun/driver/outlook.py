@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from prefect_parallelrun.driver.pace import Pace
@@ -11,7 +12,26 @@ from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.driver.waits import Waits, shown
 from prefect_parallelrun.report.progress import Standing
 
+AGAIN_S = (5.0, 600.0)
+"""What a node that has not joined yet is at is logged at its beginning, after the first of these, then each
+time that it has taken twice as long, and at least each time after the second."""
 WAITING = "waiting for a Dask worker: none is there that can be a node of this run"
+
+
+@dataclass(slots=True)
+class _Beginning:
+    """What a node that has not joined yet is at."""
+
+    told: str
+    since: float
+    """When it began with that."""
+    again_at: float
+    """When it is to be logged again."""
+
+    @property
+    def what(self) -> str:
+        """What it is at, without how far it is."""
+        return self.told.partition(": ")[0]
 
 
 class Outlook:
@@ -31,20 +51,40 @@ class Outlook:
         self._began = began
         self._pace = Pace()
         self._settled_before = self._settled
-        self._fetching: dict[str, str] = {}
-        """By node that has not joined yet: how it gets on with its side inputs."""
+        self._beginning: dict[str, _Beginning] = {}
+        """By node that has not joined yet."""
 
     def bundle_started(self, now: float) -> bool:
         """Note that a mini-batch runs; return whether it is the first of the sitting."""
         return self._pace.begin(now, self._settled_before)
 
-    def node_fetches(self, node: str, told: str) -> None:
-        """Note how a node that has not joined yet gets on with its side inputs."""
-        self._fetching[node] = told
+    def node_fetches(self, node: str, told: str, now: float) -> bool:
+        """Note how a node that has not joined yet gets on with its side inputs, or with its Python environment.
+
+        Args:
+            node: its name.
+            told: what it is at, and after a colon how far it is.
+            now: the time.
+
+        Returns:
+            Whether it is to be logged: a build of an hour must not fill the log of the run.
+        """
+        first, most = AGAIN_S
+        new = _Beginning(told, since=now, again_at=now + first)
+        before = self._beginning.setdefault(node, new)
+        if before.what != new.what:
+            self._beginning[node] = before = new
+        before.told = told
+        if before is new:
+            return True
+        if now < before.again_at:
+            return False
+        before.again_at = now + min(now - before.since, most)
+        return True
 
     def node_known(self, node: str) -> None:
         """Note that a node has joined, or never will."""
-        self._fetching.pop(node, None)
+        self._beginning.pop(node, None)
 
     def standing(self, now: float, *, planned: int | None, joining: Sequence[str]) -> Standing:
         """Return where the run stands.
@@ -91,10 +131,12 @@ class Outlook:
         if not nodes and not joining:
             return (WAITING,)
         said = shown(nodes, lambda node: self._describe(node, now))
-        said += shown(
-            list(joining), lambda node: f"{node}: {self._fetching.get(node, 'is being started')}"
-        )
+        said += shown(list(joining), self._describe_joining)
         return tuple(said)
+
+    def _describe_joining(self, node: str) -> str:
+        at = self._beginning.get(node)
+        return f"{node}: {'is being started' if at is None else at.told}"
 
     def _describe(self, node: str, now: float) -> str:
         starting, ready, since = self._starts.at(node)

@@ -19,6 +19,7 @@ from prefect_parallelrun.driver.events import (
     NodeLacks,
     NodeLost,
     NodeNews,
+    NotKept,
     NoWorkerLeft,
 )
 from prefect_parallelrun.driver.outlook import Outlook
@@ -26,13 +27,7 @@ from prefect_parallelrun.driver.sources import Fetched
 from prefect_parallelrun.driver.starts import Starts
 from prefect_parallelrun.driver.tracker import Tracker
 from prefect_parallelrun.driver.waits import Waits
-from prefect_parallelrun.errors import (
-    ClusterError,
-    ConfigError,
-    DatasetError,
-    EntryScriptError,
-    ErrorThresholdExceeded,
-)
+from prefect_parallelrun.errors import ClusterError, EntryScriptError, ErrorThresholdExceeded
 from prefect_parallelrun.models import AttemptError, AttemptRecord, MiniBatch, Outcome
 from prefect_parallelrun.output.columns import admission
 from prefect_parallelrun.output.writer import OutputWriter
@@ -231,12 +226,8 @@ class Schedule:
                 self._node_joined(event)
             case NodeLost():
                 self._node_lost(event)
-            case NodeLacks(lacking="environment"):
-                raise ConfigError(
-                    f"{event.node} cannot have the Python environment: {event.reason}"
-                )
-            case NodeLacks():
-                raise DatasetError(f"{event.node} has no side inputs: {event.reason}")
+            case NodeLacks() | NotKept():
+                raise event.error
             case NoWorkerLeft():
                 raise self._starts.given_up() or ClusterError(
                     f"no Dask worker can be a node of this run: {event.reason}"
@@ -319,9 +310,9 @@ class Schedule:
             self._tracker.bundle_fetched(news["bundle"], news["seconds"])
             return
         if name == "fetching":
-            self._waits.node_fetches(time.monotonic())
-            self._outlook.node_fetches(news["node"], news["reason"])
-            self._log.info("%s %s", news["node"], news["reason"])
+            self._waits.node_fetches(now := time.monotonic())
+            if self._outlook.node_fetches(news["node"], news["reason"], now):
+                self._log.info("%s %s", news["node"], news["reason"])
             return
         self._log.debug("%s", news)
         self._starts.heard(news, time.monotonic())

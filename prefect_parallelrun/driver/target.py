@@ -11,6 +11,7 @@ from typing import Any
 
 import dask
 import distributed
+from distributed.comm.core import CommClosedError
 
 from prefect_parallelrun.checks import COMPUTE_TARGET_BLOCK
 from prefect_parallelrun.compute_target import DaskComputeTarget
@@ -172,11 +173,24 @@ class Target:
             OSError: the connection is broken.
             TimeoutError: the scheduler does not answer.
         """
+        there = sorted((await self._known()).items())
+        return {a: worker["nthreads"] for a, worker in there if worker["status"] == "running"}
+
+    async def addresses(self) -> set[str]:
+        """Return the addresses of all Dask workers that the scheduler knows, also of the paused.
+
+        Raises:
+            OSError: the connection is broken.
+            TimeoutError: the scheduler does not answer.
+        """
+        return set(await self._known())
+
+    async def _known(self) -> dict[str, dict[str, Any]]:
         if (scheduler := self.client.scheduler) is None:
             raise ConnectionError("the connection is closed")
         answer = await asyncio.wait_for(scheduler.identity(n_workers=-1), ANSWER_S)
-        there = sorted(answer["workers"].items())
-        return {a: worker["nthreads"] for a, worker in there if worker["status"] == "running"}
+        workers: dict[str, dict[str, Any]] = answer["workers"]
+        return workers
 
     async def result(self, future: distributed.Future[bytes]) -> bytes:
         """Return what a Dask task has given back, when it has.
@@ -267,7 +281,7 @@ def _connect(target: Any, found: Described, watch: Callable[[], None] | None) ->
         if wrong is not None or not is_settled:
             why = f"nothing for {CONNECT_S:g} seconds" if wrong is None else found.told(wrong)
             raise ClusterError(
-                f"compute_target={target!r}: no Dask scheduler answers there: {why}{_of_tls(found)}"
+                f"compute_target={target!r}: no Dask scheduler answers there: {why}{_of_tls(found, wrong)}"
             )
     except BaseException:
         client.connecting.cancel()
@@ -278,16 +292,23 @@ def _connect(target: Any, found: Described, watch: Callable[[], None] | None) ->
     return client
 
 
-def _of_tls(found: Described) -> str:
-    """Return what to look at where it is an encrypted cluster that does not answer; else nothing."""
-    if not isinstance(found.place, str) or not found.place.startswith("tls:"):
+def _of_tls(found: Described, wrong: BaseException | None) -> str:
+    """Return what to look at where it is, or may be, an encrypted cluster that does not answer."""
+    if not isinstance(found.place, str):
         return ""
+    if not found.place.startswith("tls:"):
+        # Somebody was there, and hung up at once.
+        may_be_encrypted = isinstance(wrong, CommClosedError)
+        return ". If it is encrypted, its address begins with tls://" * may_be_encrypted
     if found.security is None and "security" not in found.client_kwargs:
         return (
             ". A tls:// cluster wants certificates of its clients: give a DaskComputeTarget with tls_ca, "
             'tls_certificate and tls_key, or with client_kwargs={"security": …}'
         )
-    return ". Are the client's certificates of the authority that the scheduler trusts, and still valid?"
+    return (
+        ". Is the scheduler encrypted, and are the client's certificates of the authority that it trusts, "
+        "and still valid?"
+    )
 
 
 def _embedded(node_count: int) -> distributed.LocalCluster:

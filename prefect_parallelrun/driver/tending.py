@@ -8,7 +8,7 @@ import logging
 import math
 
 from prefect_parallelrun.driver.choice import Choice
-from prefect_parallelrun.driver.demand import Demand
+from prefect_parallelrun.driver.demand import Demand, further
 from prefect_parallelrun.driver.events import Event, NoWorkerLeft
 from prefect_parallelrun.driver.mailbox import Mailbox
 from prefect_parallelrun.driver.node import task_name
@@ -29,6 +29,8 @@ LET_GO_S = 30.0
 """A node that has had nothing to do for so long, while no work waits, is let go of, unless it is the only
 such: what fails on another one is tried again there."""
 NOTHING_TO_DO = "it had nothing to do, and no work was left for it"
+SLOW_S = 15.0
+"""It is told of a node that is still being started after so long, once."""
 TELL_S = (5.0, 600.0)
 """It is told that nodes are waited for after the first of these, then each time that it has taken twice as
 long, and at least each time after the second."""
@@ -71,6 +73,12 @@ class Tending:
         self._made_up_for: set[str] = set()
         """Addresses that do not answer, and for which the cluster was asked for another Dask worker."""
         self._asked_at = -math.inf
+        self._asking: asyncio.Task[None] | None = None
+        """Asks the cluster for another Dask worker."""
+        self._slow_at: dict[str, float] = {}
+        """When it is to be told that it takes long, by node that is being started."""
+        self._trouble = ""
+        """What last went wrong here that nobody has foreseen."""
         self._demand = Demand(
             target.client, name=f"{task_name(step)}-wanted", target_s=target.scaling_s, log=log
         )
@@ -92,6 +100,7 @@ class Tending:
                 self._nodes.listen()
                 for node in self._nodes:
                     self._nodes.check_lease(node)
+                await self._look_after_joining(loop.time())
                 await self._fill(loop.time())
                 self._let_go(loop.time())
                 # While this loop stood still nobody could be heard: that is nobody's silence.
@@ -100,8 +109,35 @@ class Tending:
                 await self._count_silence(heard_s)
             except (OSError, TimeoutError) as error:
                 self._log.debug("The Dask scheduler does not answer: %r", error)
+            except Exception as error:
+                # Without this care a run might wait for ever, and without a word.
+                level = logging.DEBUG if self._trouble == repr(error) else logging.ERROR
+                self._trouble = repr(error)
+                self._log.log(level, "The driver's care for its nodes failed", exc_info=error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._nodes.changed.wait(), TEND_S)
+
+    async def _look_after_joining(self, now: float) -> None:
+        """Give up nodes of which the Dask worker has gone before it was one, and tell of slow ones.
+
+        A Dask worker that went just when it was chosen is one of which no end is told any more; and who
+        calls it waits as long as it may take to reach one (`distributed.comm.timeouts.connect`, 30 s).
+        """
+        joining = [node for node in self._nodes if not node.joined]
+        self._slow_at = {n.name: self._slow_at.get(n.name, now + SLOW_S) for n in joining}
+        if not joining:
+            return
+        there = await self._target.addresses()
+        for node in joining:
+            if node.joined:  # meanwhile
+                continue
+            if node.address not in there:
+                self._nodes.drop(node, "its Dask worker is gone", innocent=True, gone=True)
+            elif now >= self._slow_at[node.name]:
+                self._slow_at[node.name] = math.inf
+                self._log.info(
+                    "%s is still being started after %g s, on %s", node.name, SLOW_S, node.address
+                )
 
     async def _fill(self, now: float) -> None:
         """Start nodes on Dask workers that are not yet one, while there are too few."""
@@ -118,22 +154,31 @@ class Tending:
         free = [address for address in workers if self._nodes.may_join(address)]
         if not self._target.embedded:
             free = self._fitness.fit(free, missing)
-        # As it was then: what is answered in the meantime is looked at the next time.
-        is_asking = self._fitness.is_asking
+        # As it was then: what comes in the meantime is looked at the next time. A Dask worker that is
+        # gone by then is not one that cannot be a node.
+        nodes = self._nodes
+        is_waiting = bool(nodes.leaving) or nodes.is_parting or self._fitness.is_asking
         await self._choice.join(free, missing)
         missing = self._node_count - len(self._nodes)
         if self._target.may_grow:
-            coming = sum(map(self._nodes.may_join, workers))
-            wanted = len(workers) + max(missing - coming, 0)
+            taken = {node.address for node in self._nodes}
+            others = [address for address in workers if address not in taken]
+            coming = sum(map(self._may_be_node, others))
+            useless = len(others) - coming
+            wanted = len(workers) + further(missing, coming, useless, self._node_count)
             await self._demand.want(wanted, tuple(workers.values()))
         self._tell_of_waiting(now, missing, len(workers))
-        is_waiting = self._nodes.leaving or self._nodes.is_parting or is_asking
         if workers and not len(self._nodes) and not is_waiting:
             reasons = filter(None, (self._fitness.why(workers), self._nodes.why))
             self._events.put(NoWorkerLeft(reason="; ".join(reasons)))
         if now > max(self._nodes.lost_at + REPLACE_AFTER_S, self._asked_at + ASK_AGAIN_S):
             self._asked_at = now
-            await self._ask_for_replacement()
+            if self._asking is None or self._asking.done():
+                # What a cluster does to scale is its own matter, and may take its time.
+                self._asking = self._nodes.spawn(self._ask_for_replacement())
+
+    def _may_be_node(self, address: str) -> bool:
+        return self._nodes.may_join(address) and not self._fitness.is_unfit(address)
 
     def _tell_of_waiting(self, now: float, missing: int, workers: int) -> None:
         """Say now and then that there are fewer nodes than wanted: the run goes on with those there are."""
@@ -168,7 +213,6 @@ class Tending:
         self._made_up_for &= self._nodes.leaving
         idle = self._nodes.leaving - self._made_up_for
         self._made_up_for |= idle
-        # What a cluster does to scale is its own matter, and may take its time.
         await asyncio.to_thread(self._target.ask_for_replacement, idle=len(idle))
 
     async def _count_silence(self, heard_s: float) -> None:

@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import textwrap
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +26,8 @@ PATIENCE_S = 1.0
 """So long all are waited for, that there is a choice among them; they answer in milliseconds, or are busy."""
 SLOW_S = 15.0
 """A Dask worker that has not answered by then is named in the log; it is a node once it answers."""
+TELL_AT_FAILURE = 2
+"""It is told why a Dask worker cannot be asked when that has failed so often."""
 SHOWN = 5
 """Dask workers that are named, of those that have the same trouble."""
 
@@ -141,6 +143,8 @@ class Fitness:
         """When one was last asked for the first time (seconds of the loop's clock)."""
         self._tried: set[str] = set()
         """Addresses that were asked."""
+        self._failed: Counter[str] = Counter()
+        """How often one could not be asked, by address."""
         self._told: set[str] = set()
         """Addresses of which the log says what is wrong."""
 
@@ -175,6 +179,10 @@ class Fitness:
         self._tell()
         return [address for address in free if address in self._fit]
 
+    def is_unfit(self, address: str) -> bool:
+        """Return whether a Dask worker was found to be none that can be a node."""
+        return address in self._unfit
+
     def why(self, addresses: Iterable[str]) -> str:
         """Return which of some Dask workers cannot be nodes, and why; empty if it is of none known."""
         by_trouble: defaultdict[str, list[str]] = defaultdict(list)
@@ -189,6 +197,8 @@ class Fitness:
             self._asking.pop(gone).cancel()
         for gone in self._unfit.keys() - there:
             del self._unfit[gone]
+        for gone in self._failed.keys() - there:
+            del self._failed[gone]
         self._fit &= there
         self._told &= there
         self._tried &= there
@@ -203,7 +213,11 @@ class Fitness:
         try:
             there = await self._ask(address)
         except Exception as error:  # it is asked again, if it is still there
-            self._log.debug("%s does not say what it has: %r", address, error)
+            self._failed[address] += 1
+            # One that just ends cannot be asked either; at the second time it is still there.
+            level = logging.WARNING if self._failed[address] == TELL_AT_FAILURE else logging.DEBUG
+            told = "%s is no node yet: its Dask worker cannot be asked what it has: %s: %s"
+            self._log.log(level, told, address, type(error).__name__, error)
             del self._asking[address]
             return
         del self._asking[address]

@@ -60,6 +60,7 @@ def worker_settings(
         entry_script=entry_script,
         arguments=definition.node_arguments(),
         work_folder="",
+        private_folder="",
         output_folder=str(destination),
         files=messages.Files(
             stdout="",

@@ -28,7 +28,7 @@ from prefect_parallelrun.node.own_errors import noted
 from prefect_parallelrun.node.own_thread import in_own_thread
 from prefect_parallelrun.node.process_tree import ProcessTree
 from prefect_parallelrun.node.run_folder import NodeRunFolder
-from prefect_parallelrun.node.side_inputs import with_paths
+from prefect_parallelrun.node.side_inputs import leading_nowhere, with_paths
 from prefect_parallelrun.node.sources import Sources
 from prefect_parallelrun.node.supervision import Supervision
 from prefect_parallelrun.node.transfer import Stopped, Unavailable
@@ -91,6 +91,11 @@ class NodeAgent(distributed.WorkerPlugin):
         )
         self._beating: asyncio.Task[None] | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end has begun."""
+        return self._ended
+
     def setup(self, worker: distributed.Worker) -> None:
         """Know the Dask worker, so that the node can be ended from here on."""
         self._worker = worker
@@ -114,8 +119,9 @@ class NodeAgent(distributed.WorkerPlugin):
         files = self._files = NodeRunFolder(self._home, settings["run_id"], folder)
         # mypy knows no keys that are not written out.
         settings["files"] = messages.Files(**files.paths.node_files(settings["node"]))  # type: ignore[typeddict-item]
-        settings["output_folder"] = files.output(settings["output_folder"])
-        process_settings.settle(
+        destination = settings["output_folder"]
+        settings["output_folder"] = files.output(destination)
+        gpu_trouble = process_settings.settle(
             settings,
             self._worker,
             log=files.paths.environment_log(settings["node"]),
@@ -127,9 +133,10 @@ class NodeAgent(distributed.WorkerPlugin):
             settings["arguments"], side_inputs, output=settings["output_folder"]
         )
         settings["source_folder"] = str(folder / "source")
-        # Apart: the supervisor removes it at its end, and what is to come home stays.
-        settings["work_folder"] = str(folder / "work")
-        (folder / "work").mkdir()
+        settings["work_folder"] = str(folder)
+        if not files.shared:  # what is to come home stays when the supervisor has ended
+            settings["private_folder"], settings["work_folder"] = str(folder), str(folder / "work")
+            (folder / "work").mkdir()
         snapshot.unpack(self._source(files), folder / "source")
         with self._birth:
             if self._ended:  # while the source was unpacked
@@ -141,8 +148,14 @@ class NodeAgent(distributed.WorkerPlugin):
         return {
             "apart": not files.shared,
             "unseen": self._fetching.unseen,
+            "nowhere": [] if files.shared else leading_nowhere(settings["arguments"], destination),
             "processes": settings["process_count"],
             "gpus": settings["gpu_count"],
+            # What is published so early may come before the driver is subscribed to it.
+            "news": [
+                {"name": "gpus_lacking", "node": settings["node"], "reason": told}
+                for told in gpu_trouble
+            ],
             "host": socket.gethostname(),
             "pid": supervision.pid,
         }

@@ -22,10 +22,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+from urllib.parse import unquote
 
 from prefect_parallelrun.paths import RUNTIME_FOLDER
 
@@ -39,7 +42,15 @@ _NO_ENSUREPIP = (
 )
 _TAIL = 4096
 """Bytes of the log that are looked at for how it gets on."""
+_CHUNK = 1 << 20
+"""Bytes of what is said that are read at a time."""
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+"""That pip replaces in requirements by its value: a password, or a token."""
+_SHORTEST = 4
+"""Characters of such a value that is hidden: `ci` is no secret, and stands in many words."""
 _LOGIN = re.compile(r"://[^/?#\s@]*@")
+_QUERY = re.compile(r"(://[^\s?#'\"<>]*\?)[^\s#'\"<>)]+")
+"""Of a URL: what signs it is there."""
 _FROM = re.compile(r" \(from -r \S+ \(line \d+\)\)")
 """After each requirement, where it was read: in a file of ours."""
 _LAUNCH = (
@@ -184,54 +195,101 @@ class BuiltEnvironments:
 
     def _build(self, folder: Path, wanted: Wanted) -> None:
         deadline = time.monotonic() + BUILD_S
-        self._run(
-            [wanted.base, "-m", "venv", "--without-pip", str(folder)], wanted.called, deadline
-        )
+        make = [wanted.base, "-m", "venv", "--without-pip", str(folder)]
+        self._run(make, wanted, deadline, "makes its folder")
         python = str(folder / "bin" / "python")
         # By itself: venv would swallow what it says when it fails.
-        self._run([python, "-Im", "ensurepip", "--default-pip"], wanted.called, deadline)
+        add_pip = [python, "-Im", "ensurepip", "--default-pip"]
+        self._run(add_pip, wanted, deadline, "puts pip into it")
         file = folder / "requirements.txt"
         file.write_text("".join(f"{line}\n" for line in wanted.requirements))
         pip = [python, "-m", "pip", "install", "--no-input"]
         pip += ["--disable-pip-version-check", "--progress-bar=off", "-r", str(file)]
-        self._run(pip, wanted.called, deadline)
+        self._run(pip, wanted, deadline, "pip begins")
 
-    def _run(self, command: list[str], called: str, deadline: float) -> None:
+    def _run(self, command: list[str], wanted: Wanted, deadline: float, what: str) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         launch = [sys.executable, "-ISc", _LAUNCH, str(RUNTIME_FOLDER), str(os.getpid())]
-        with self._log.open("ab") as log:
+        # Not into the log itself, which belongs to the run: pip hides passwords, but no tokens within a path,
+        # and the programs of packages hide nothing.
+        with self._log.open("ab") as log, tempfile.TemporaryFile() as out:
             began = log.tell()
+            said = _Said(out, secrets_of(wanted.requirements, self._environment))
             process = subprocess.Popen(
                 [*launch, *command],
                 # Else what a user set for their own pip would install past the environment.
                 env={**self._environment, "PIP_USER": "0"},
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
             try:
                 while process.poll() is None:
-                    said = self._said(max(began, self._log.stat().st_size - _TAIL))
-                    self._pause(f"builds {called}: {said[-1] if said else 'begins'}"[:200])
+                    log.write(said.more())
+                    log.flush()
+                    last = self._logged(max(began, log.tell() - _TAIL))[-1:] or [what]
+                    self._pause(f"builds {wanted.called}: {last[0]}"[:200])
                     if time.monotonic() > deadline:
                         raise _Failed(f"it is not built after {BUILD_S:g} s")
             finally:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                while more := said.more(ended=True):
+                    log.write(more)
         if process.returncode:
             raise _Failed(
-                "\n".join(trouble(self._said(began))) or f"it ended with {process.returncode}"
+                "\n".join(trouble(self._logged(began))) or f"it ended with {process.returncode}"
             )
 
-    def _said(self, since: int) -> list[str]:
+    def _logged(self, since: int) -> list[str]:
         with self._log.open("rb") as log:
             log.seek(since)
-            text = log.read().decode(errors="replace")
-        # pip itself hides passwords; what the packages' own programs say, it takes as it is.
-        lines = _FROM.sub("", _LOGIN.sub("://***@", text)).splitlines()
+            lines = _FROM.sub("", log.read().decode(errors="replace")).splitlines()
         return [line.strip() for line in lines if line.strip()]
+
+
+class _Said:
+    """What programs write into a file, without secrets.
+
+    Args:
+        file: that they write into, at its one position: it is read without moving that.
+        secrets: texts that are hidden.
+    """
+
+    def __init__(self, file: IO[bytes], secrets: Sequence[str]) -> None:
+        self._file = file
+        self._secrets = secrets
+        self._at = 0
+
+    def more(self, *, ended: bool = False) -> bytes:
+        """Return some of what is new, in whole lines; nothing: that is all there is.
+
+        Args:
+            ended: nothing will be added to the last line.
+        """
+        data = os.pread(self._file.fileno(), _CHUNK, self._at)
+        lines = data[: data.rfind(b"\n") + 1]
+        if not lines and (ended or len(data) == _CHUNK):
+            lines = data
+        self._at += len(lines)
+        return without(self._secrets, lines.decode(errors="replace")).encode()
+
+
+def secrets_of(requirements: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Return what pip may say of the values of variables that requirements name, the longest first."""
+    names = {name for line in requirements for name in _VARIABLE.findall(line)}
+    values = {environment.get(name, "") for name in names}
+    values |= set(map(unquote, values))
+    return sorted((one for one in values if len(one) >= _SHORTEST), key=len, reverse=True)
+
+
+def without(secrets: Sequence[str], text: str) -> str:
+    """Return a text without secrets, and without what opens the URLs in it."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return _QUERY.sub(r"\1***", _LOGIN.sub("://***@", text))
 
 
 def kept() -> Path:

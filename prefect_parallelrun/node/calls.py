@@ -46,17 +46,18 @@ async def start_node(agent_id: str, dask_worker: distributed.Worker) -> dict[str
     """
     agent = dask_worker.plugins.get(name_of(agent_id))
     if not isinstance(agent, NodeAgent):
-        return {"failure": "it was let go of before it was started"}
+        return {"failure": "it was let go of before it was started", "has_ended": True}
     try:
         return await in_own_thread(agent.start)
     except Exception as error:
+        has_ended = {"has_ended": True} if agent.has_ended else {}
         home = await in_own_thread(agent.take_home, 0)
         await in_own_thread(agent.stop, gracefully=False)
         await remove(agent_id, dask_worker)
         if isinstance(error, Unavailable | NoEnvironment):
             lacking = "side inputs" if isinstance(error, Unavailable) else "environment"
             return {"failure": agent.at_home(str(error)), "lacking": lacking, "home": home}
-        return {"failure": f"{type(error).__name__}: {error}"}
+        return {"failure": f"{type(error).__name__}: {error}", "home": home, **has_ended}
 
 
 async def stop_node(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import distributed
@@ -65,13 +66,15 @@ def find(
     else:
         gpus = [Gpu(visible=one.visible, key=one.key) for one in survey.devices]
         if not survey.devices and not survey.divided and declared:
-            gpus = [Gpu(visible=str(n), key=str(n)) for n in range(int(declared))]
+            gpus = [Gpu(visible=str(n), key=_key(str(n))) for n in range(int(declared))]
     if declared is None:
         # What nobody declares, and NVML does not see, may be there no more.
         gpus = gpus[: 1 if is_of_dask_cuda else None] if survey.devices else []
         count = len(gpus)
     else:
         count = min(int(declared), len(gpus))
+        if count < declared < 1:
+            troubles.append(f"its Dask worker declares {declared:g} GPUs: only whole ones count")
         # What the user has chosen of them is no shortage.
         if count < int(declared) and VISIBLE not in given:
             shows = "NVML" if visible is None else f"{VISIBLE}={visible!r}"
@@ -98,7 +101,7 @@ def _among(visible: str, survey: nvml.Survey) -> tuple[list[Gpu], str]:
     for entry in map(str.strip, visible.split(",")):
         if not entry.isdecimal() and not entry.startswith(("GPU-", "MIG-")):
             break  # such as -1, or Slurm's NoDevFiles
-        key = entry
+        key = _key(entry)
         if survey.devices or survey.divided:
             fits = [one for one in survey.devices if _is_meant(entry, one)]
             if len(fits) != 1:  # a short UUID may fit several, and is none then
@@ -108,6 +111,16 @@ def _among(visible: str, survey: nvml.Survey) -> tuple[list[Gpu], str]:
             return shown, f"{entry} twice"
         shown.append(Gpu(visible=entry, key=key))
     return shown, ""
+
+
+def _key(entry: str) -> str:
+    """Return the key of what NVML does not tell of: hosts may share their temporary folder, but no GPU."""
+    if not entry.isdecimal():
+        return entry
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}-{entry}"
+    except OSError:
+        return f"{os.uname().nodename}-{entry}"
 
 
 def _is_meant(entry: str, device: nvml.Device) -> bool:

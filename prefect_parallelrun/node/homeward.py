@@ -7,6 +7,7 @@ comes twice changes nothing.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import zlib
@@ -40,6 +41,8 @@ class Taken(NamedTuple):
     pieces: list[Piece]
     complete: bool
     """Whether that is all there was when it was looked for."""
+    unread: tuple[str, ...] = ()
+    """With the last of a look: some of what there is that cannot be read, and why."""
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ class Homeward:
         self._known: dict[str, _Known] = {}
         self._last = Taken(0, [], complete=False)
         self._queue: Iterator[Piece] | None = None
+        self._unread: dict[str, OSError] = {}
 
     def take(self, arrived: int) -> Taken:
         """Return what is new since the last time, at most `MOST` bytes of it; the same again if it is lost.
@@ -90,7 +94,9 @@ class Homeward:
                 self._last = Taken(arrived + 1, pieces, complete=False)
                 return self._last
         self._queue = None
-        self._last = Taken(arrived + 1, pieces, complete=True)
+        some = itertools.islice(self._unread.items(), 10)
+        unread = tuple(f"{name}: {error.strerror}" for name, error in some)
+        self._last = Taken(arrived + 1, pieces, complete=True, unread=unread)
         return self._last
 
     # -- inside ------------------------------------------------------------------------------
@@ -98,6 +104,7 @@ class Homeward:
     def _new(self) -> Iterator[Piece]:
         """Look through the mirror once."""
         there: set[str] = set()
+        self._unread = {}
         looked_ns = time.time_ns()
         for name, status in self._files():
             there.add(name)
@@ -119,6 +126,8 @@ class Homeward:
             if known.sent < known.size or not known.size:
                 yield from self._rest(name, known)
         for name in self._known.keys() - there:
+            if any(f"{name}/".startswith(f"{one}/") for one in self._unread):
+                continue  # nobody knows
             del self._known[name]
             yield Piece(name, 0, b"", -1)
 
@@ -134,6 +143,9 @@ class Homeward:
                     found = zlib.crc32(data, found)
         except FileNotFoundError:
             return True  # the next look tells
+        except OSError as error:
+            self._cannot_read(name, error)
+            return True
         return not left and found == known.checksum
 
     def _rest(self, name: str, known: _Known) -> Iterator[Piece]:
@@ -150,6 +162,14 @@ class Homeward:
                         return
         except FileNotFoundError:
             return  # the next look tells
+        except OSError as error:
+            self._cannot_read(name, error)
+
+    def _cannot_read(self, name: str, error: OSError) -> None:
+        """Note that a file or folder cannot be read now; the other ones are not held up by that."""
+        self._unread[name] = error
+        if known := self._known.get(name):
+            known.changed_ns = -1
 
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         folders = [""]
@@ -157,11 +177,22 @@ class Homeward:
             folder = folders.pop()
             try:
                 with os.scandir(self._mirror / folder) as entries:
-                    for entry in entries:
-                        name = f"{folder}/{entry.name}" if folder else entry.name
-                        if entry.is_dir(follow_symlinks=False):
-                            folders.append(name)
-                        elif entry.is_file():
-                            yield name, entry.stat()
+                    found = list(entries)
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                self._cannot_read(folder, error)
+                continue
+            for entry in found:
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(name)
+                    continue
+                try:
+                    if entry.is_file():
+                        yield name, entry.stat()
+                except FileNotFoundError:
+                    continue  # that one alone is gone: a script gives files their names in the end
+                except OSError as error:
+                    if not entry.is_symlink():  # one that leads in circles leads nowhere
+                        self._cannot_read(name, error)

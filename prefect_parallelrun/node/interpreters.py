@@ -43,8 +43,12 @@ if not told["old"]:
     libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
     told["likeness"] = [told["version"], sysconfig.get_config_var("SOABI"), sysconfig.get_platform(), libc]
 import json
-sys.stdout.write("\\n{_ANSWER.decode()}" + json.dumps(told) + "\\n")
+answer = "\\n{_ANSWER.decode()}" + json.dumps(told) + "\\n"
+out = getattr(sys.stdout, "buffer", sys.stdout)  # as bytes, whatever PYTHONIOENCODING says
+out.write(answer.encode("ascii"))
 """
+_DECISIVE = ("PYTHON", "LD_")
+"""Begin the names of variables that may keep an interpreter from starting."""
 _OF_ANOTHER = ("PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX", "__PYVENV_LAUNCHER__")
 """What another interpreter is not to inherit: it tells where modules of the Dask worker's own are."""
 
@@ -158,9 +162,13 @@ class Interpreters:
                 with contextlib.suppress(ValueError):
                     told = json.loads(line[len(_ANSWER) :])
         if told is None:
-            said = (err or out).decode(errors="replace").strip()[-500:]
-            how = said or f"it ended with {ended} and printed nothing"
-            raise NoEnvironment(f"{called}: {python} does not work as a Python interpreter: {how}")
+            how = _end_of((err or out).decode(errors="replace").strip())
+            with_ = [n for n in self._given if n.startswith(_DECISIVE) and n in environment]
+            raise NoEnvironment(
+                f"{called}: {python} does not work as a Python interpreter"
+                + (f", with {', '.join(with_)} of environment_variables" if with_ else "")
+                + f": {how or f'it ended with {ended} and printed nothing'}"
+            )
         if told["old"]:
             raise NoEnvironment(
                 f"{called}: {python} is Python {told['version']}; worker processes need "
@@ -213,6 +221,12 @@ class Interpreters:
         time.sleep(seconds)
 
 
+def _end_of(text: str) -> str:
+    """Return the last lines of a text, some 500 characters."""
+    _, cut, rest = text[-500:].partition("\n")
+    return text[-500:] if len(text) <= 500 or not cut else rest
+
+
 def _located(python: str, called: str) -> str:
     if not python:
         return sys.executable
@@ -224,12 +238,14 @@ def _located(python: str, called: str) -> str:
                 f"{called}: there is no program {path!r} in the PATH of its Dask worker (a folder is "
                 f"given as './{path}')"
             )
-        return found
+        return os.path.abspath(found)  # noqa: PTH100  (PATH may have relative folders)
     if os.path.isdir(path):  # noqa: PTH112
         inside = [os.path.join(path, "bin", name) for name in ("python", "python3")]  # noqa: PTH118
         path = next((one for one in inside if os.access(one, os.X_OK)), inside[0])
     if not os.path.exists(path):  # noqa: PTH110
-        raise NoEnvironment(f"{called}: there is no interpreter {path}")
+        link = os.path.islink(path)  # noqa: PTH114
+        where = f": that is a link to {os.path.realpath(path)}, which is not there" if link else ""
+        raise NoEnvironment(f"{called}: there is no interpreter {path}{where}")
     if not os.access(path, os.X_OK):
         raise NoEnvironment(f"{called}: {path} is no program that its Dask worker may run")
     return path

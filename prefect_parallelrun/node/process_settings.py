@@ -27,8 +27,10 @@ def settle(
     log: Path,
     stopping: Callable[[], bool],
     tell: Callable[[dict[str, Any]], None],
-) -> None:
+) -> list[str]:
     """Fill in what depends on the node; it may take long where an environment is built.
+
+    Returns what is wrong with its GPUs, in words.
 
     Args:
         settings: of the node, changed in place.
@@ -63,8 +65,6 @@ def settle(
         is_of_dask_cuda=gpus.is_of_dask_cuda(worker),
     )
     settings["gpus"], settings["gpu_count"] = list(found.gpus), found.count
-    if found.trouble:
-        tell({"name": "gpus_lacking", "reason": found.trouble})
     uses_gpus = found.count and settings["gpus_per_process"] != 0
     settings["process_count"] = settings["process_count"] or (
         1 if uses_gpus else worker.state.nthreads
@@ -83,6 +83,7 @@ def settle(
         **given,
         **shared,
     }
+    return [found.trouble] if found.trouble else []
 
 
 def _interpreter(settings: messages.Settings, interpreters: Interpreters) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from prefect_parallelrun.node import pieces
 from prefect_parallelrun.node.host_folder import HostFolder
@@ -26,6 +27,22 @@ def with_paths(arguments: Sequence[str], paths: Sequence[str], *, output: str = 
     for number, path in enumerate(paths):
         found = [text.replace(SIDE_INPUT.format(number=number), path) for text in found]
     return found
+
+
+def leading_nowhere(arguments: Sequence[str], output: str) -> list[str]:
+    """Return the absolute paths among a script's arguments where nothing is on this host.
+
+    Those in the output folder are among them: an earlier run's script may have written there.
+
+    Args:
+        arguments: as the script gets them.
+        output: the output folder, as the driver names it, that is not to be seen here.
+    """
+    texts = [text.partition("=")[2] if text.startswith("-") else text for text in arguments]
+    paths = [text for text in texts if text.startswith("/")]
+    return [
+        path for path in paths if not os.path.lexists(path) or PurePath(path).is_relative_to(output)
+    ]
 
 
 class SideInputs:

@@ -36,7 +36,9 @@ def settings(
         processes: of the node.
         has_nanny: whether the Dask worker has one, which may have set such variables.
     """
-    preset = dask.config.get(PRESET, {}) if has_nanny else {}
+    preset = dask.config.get(PRESET, {})
+    if not has_nanny and not _are_left_here(preset):
+        preset = {}
     theirs = {
         name: value
         for name in (OF_ALL, *OF_ONE)
@@ -45,3 +47,13 @@ def settings(
     }
     shared = theirs.get(OF_ALL, str(max(1, cores // processes)))
     return {name: theirs.get(name, shared) for name in (OF_ALL, *OF_ONE)}
+
+
+def _are_left_here(preset: Mapping[str, object]) -> bool:
+    """Whether a nanny has set its variables in this process, or in one that this one comes from.
+
+    It sets them where it runs itself, for good: in the flow's process say, where the Dask workers of a
+    task runner were started. What it sets beside the threads shows that they are not the user's.
+    """
+    beside = {name: value for name, value in preset.items() if name not in (OF_ALL, *OF_ONE)}
+    return bool(beside) and all(os.environ.get(name) == str(beside[name]) for name in beside)

@@ -61,6 +61,22 @@ def explain(journal: Path, error: BaseException) -> OutputError:
     return failure
 
 
+def explain_output(folder: Path, node: str, error: BaseException) -> OutputError:
+    """Build the error for an output folder that cannot take what came from a node that does not see it."""
+    number = getattr(error, "errno", None)
+    remedy = "Remove the cause"
+    if number in _FULL:
+        remedy = "Free some space"
+    elif number in _READ_ONLY:
+        remedy = "Make the folder writable"
+    failure = OutputError(
+        f"what {node} has written could not be kept in the output folder {folder}: "
+        f"{type(error).__name__}: {error}. {KEPT} {remedy} and run the step again: it goes on from there"
+    )
+    failure.__cause__ = error
+    return failure
+
+
 @contextmanager
 def as_base(base: RunPaths) -> Iterator[None]:
     """Turn what is raised while an earlier run is read into a NotTaken that says what is wrong with it."""

@@ -91,6 +91,10 @@ def entries(paths: RunPaths) -> Iterator[Entry]:
     )
     yield entry(files["system_error"], "The same on one node; and why log files cannot be written.")
     yield entry(
+        paths.environment_log("<node>"),
+        "What venv and pip said while the node built the Python environment of the step. Only if it did.",
+    )
+    yield entry(
         paths.node_usage("<node>"),
         "CPU, memory, swap, network and GPUs of the node's host, by whomever they are used.",
     )

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
 
+import dask
 import distributed
 import psutil
 import pytest
 
 from prefect_parallelrun import ClusterError, DaskComputeTarget
-from prefect_parallelrun.driver import tending
+from prefect_parallelrun.driver import tending, versions
+from prefect_parallelrun.driver.demand import Demand, further
 from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from tests.dask.conftest import lines
+from tests.dask.faults import until
 
 LOCAL = {
     "n_workers": 0,
@@ -105,6 +109,86 @@ def test_an_adaptive_cluster_grows_and_shrinks_during_a_run(
         reasons = [node.reason for node in journal.nodes()]
         assert reasons.count(tending.NOTHING_TO_DO) == 1
         assert all(process.ended_at for process in journal.processes())
+
+
+def test_an_adaptive_cluster_is_asked_for_more_in_place_of_what_cannot_be_a_node(
+    run, numbers, tmp_path, monkeypatch, caplog
+):
+    """R230: a Dask worker of another version is no node that is still to come."""
+    caplog.set_level(logging.INFO, "test")
+    monkeypatch.setattr(tending, "TEND_S", 0.2)
+    real = versions.trouble
+    unfit = []
+
+    def trouble(there):
+        if not unfit:
+            unfit.append("there is another version")
+            return unfit[0]
+        return real(there)
+
+    monkeypatch.setattr(versions, "trouble", trouble)
+    with distributed.LocalCluster(**{**LOCAL, "n_workers": 2, "processes": False}) as cluster:
+        cluster.adapt(minimum=2, maximum=5, interval="200ms")
+
+        def watch():
+            if any("node001 joined" in record.getMessage() for record in caplog.records):
+                for name in ("grown", "shrunk"):
+                    (tmp_path / name).touch()
+
+        result = run(
+            SCRIPT,
+            numbers,
+            mini_batch_size=1,
+            node_count=2,
+            process_count_per_node=1,
+            compute_target=cluster.scheduler_address,
+            environment_variables={"FOLDER": str(tmp_path)},
+            watch=watch,
+        )
+
+    assert result.items.succeeded == 100
+    [told] = [r.getMessage() for r in caplog.records if unfit[0] in r.getMessage()]
+    assert told.startswith("Some Dask workers cannot be nodes, and the run goes on without: ")
+
+
+def test_a_cluster_does_not_grow_without_end_where_nothing_that_comes_can_be_a_node():
+    """R230: an image with another version of this package, and no `maximum`."""
+    nodes, useless, node_count = 1, 2, 3
+    grown = [nodes + useless]
+    while more := further(node_count - nodes, 0, useless, node_count):
+        useless += more
+        grown.append(nodes + useless)
+
+    assert grown == [3, 5, 6]
+
+
+def test_an_adaptive_cluster_is_asked_as_long_as_nodes_are_wanted():
+    """R230: where the scheduler fails tasks that wait for long, it is asked again."""
+    limit = {"distributed.scheduler.no-workers-timeout": "500ms"}
+    with (
+        dask.config.set(limit),
+        distributed.LocalCluster(**{**LOCAL, "n_workers": 1, "processes": False}) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        demand = Demand(client, name="test-wanted", target_s=None, log=logging.getLogger("test"))
+
+        def want(workers):
+            asked = asyncio.run_coroutine_threadsafe(
+                demand.want(workers, (2,)), client.loop.asyncio_loop
+            )
+            asked.result(10)
+
+        def is_asked_for(workers):
+            return cluster.scheduler.adaptive_target() == workers
+
+        want(3)
+        until(lambda: is_asked_for(3))
+        until(lambda: not is_asked_for(3))
+        for _ in range(3):
+            want(3)
+        until(lambda: is_asked_for(3))
+        want(0)
+        until(lambda: not cluster.scheduler.tasks)
 
 
 @pytest.mark.slow

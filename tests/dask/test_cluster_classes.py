@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from pathlib import Path
+from importlib.util import find_spec
 
 import pytest
 
@@ -13,6 +12,7 @@ from prefect_parallelrun.output.journal import Journal
 from prefect_parallelrun.paths import RunPaths
 from tests.cluster_page import arguments, config
 from tests.dask.conftest import lines
+from tests.dask.drivers import driver
 
 HERE = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
 SCORE = """
@@ -25,14 +25,14 @@ SCORE = """
 """
 
 
-def nodes_of(result):
+def nodes_of(folder):
     """The nodes of a run, from its journal."""
-    with Journal(RunPaths(Path(result.run_directory)).journal) as journal:
+    with Journal(RunPaths(folder).journal) as journal:
         return list(journal.nodes())
 
 
-def names_of(result):
-    return [line.split(",")[0] for line in lines(result)]
+def names_of(rows):
+    return [row.split(",")[0] for row in rows]
 
 
 EXPECTED = [f"{n:02d}.txt" for n in range(100)]
@@ -40,11 +40,14 @@ EXPECTED = [f"{n:02d}.txt" for n in range(100)]
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-# That class is for tests of its own package, and lets go of pipes and processes without a word.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_jobs_of_dask_jobqueue(run, numbers, tmp_path):
-    """R230: the Slurm recipe, its jobs as processes of this machine, encrypted by temporary certificates."""
-    pytest.importorskip("dask_jobqueue")
+def test_jobs_of_dask_jobqueue(numbers, tmp_path):
+    """R230: the Slurm recipe, its jobs as processes of this machine, encrypted by temporary certificates.
+
+    In a process of its own: that class is for tests of its own package, and lets go of pipes and processes
+    without a word; and its import would take Ctrl-C from the tests.
+    """
+    if find_spec("dask_jobqueue") is None:
+        pytest.skip("dask-jobqueue is not installed")
     with_slurm_alone = ("queue", "walltime", "job_extra_directives", "job_script_prologue")
     kwargs = arguments(
         "Slurm",
@@ -57,25 +60,27 @@ def test_jobs_of_dask_jobqueue(run, numbers, tmp_path):
         security=True,
         shared_temp_directory=str(tmp_path),
     )
-    target = DaskComputeTarget(
-        cluster_class="dask_jobqueue.local.LocalCluster",
-        cluster_kwargs={k: v for k, v in kwargs.items() if k not in with_slurm_alone},
-    )
 
-    result = run(
+    with driver(
+        tmp_path / "flow",
         SCORE,
         numbers,
-        compute_target=target,
+        compute_target={
+            "cluster_class": "dask_jobqueue.local.LocalCluster",
+            "cluster_kwargs": {k: v for k, v in kwargs.items() if k not in with_slurm_alone},
+        },
         node_count=2,
         process_count_per_node=1,
         mini_batch_size=1,
-    )
+    ) as flow:
+        rows = flow.communicate()[0].splitlines()
 
-    assert names_of(result) == EXPECTED
-    assert all(node.address.startswith("tls://") for node in nodes_of(result))
-    assert {line.split(",")[1] for line in lines(result)} <= {"0", "1"}  # two on this host, leased
-    assert {line.split(",")[2] for line in lines(result)} == {"2"}
-    gc.collect()  # what it let go of is found here, and not in the next test
+    assert flow.returncode == 0
+    assert names_of(rows) == EXPECTED
+    nodes = nodes_of(tmp_path / "flow" / "run")
+    assert [node.address.partition(":")[0] for node in nodes] == ["tls", "tls"]
+    assert {row.split(",")[1] for row in rows} <= {"0", "1"}  # two on this host, leased
+    assert {row.split(",")[2] for row in rows} == {"2"}
 
 
 @pytest.mark.slow
@@ -107,6 +112,6 @@ def test_hosts_by_ssh(run, numbers, tmp_path):
             mini_batch_size=1,
         )
 
-    assert names_of(result) == EXPECTED
+    assert names_of(lines(result)) == EXPECTED
     assert sum("distributed.cli.dask_spec" in command for command in server.commands) == 3
     assert {line.split(",")[2] for line in lines(result)} == {"8"}  # 16 threads, two processes

@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import subprocess
+import sys
 import threading
 import venv
 import zipfile
@@ -18,7 +19,9 @@ import pandas as pd
 import pytest
 
 from prefect_parallelrun import Environment, TabularDataset
+from prefect_parallelrun.driver.outlook import Outlook
 from prefect_parallelrun.errors import ConfigError
+from prefect_parallelrun.node import interpreters
 from tests.dask.conftest import lines
 from tests.storage.servers import lacking
 
@@ -33,15 +36,17 @@ SHOW = """
     def run(mini_batch):
         return [json.dumps([sys.prefix, shutil.which("python"), number])] * len(mini_batch)
 """
-OURS = ("prefect", "distributed", "dask", "pandas", "psutil", "pydantic")
+OURS = ("prefect", "distributed", "dask", "pandas", "psutil", "pydantic", "of_dask_worker")
 OTHER_PANDAS = "2.2.3"
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """What is built is kept in the test's own folder, and pip looks nowhere."""
+    """What is built is kept in the test's own folder, and pip looks nowhere; what a user set for pip holds
+    no build up."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_USER", "1")
     return tmp_path / "cache" / "prefect-parallelrun" / "environments"
 
 
@@ -95,13 +100,18 @@ def found(result):
 # -- one that is there -----------------------------------------------------------------------
 
 
-def test_a_virtual_environment_without_anything_of_ours(run, numbers, bare):
-    """Its python is that of the processes, and of what they start too."""
+def test_a_virtual_environment_without_anything_of_ours(run, numbers, bare, tmp_path, monkeypatch):
+    """Its python is that of the processes, and of what they start too; modules and keys of the Dask worker
+    do not reach it (R35, R78)."""
+    (tmp_path / "of_dask_worker.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_KEY", "hunter2")
     script = f"""
-        import importlib.util, json, shutil, sys
+        import importlib.util, json, os, shutil, sys
 
         def run(mini_batch):
             ours = [name for name in {OURS} if importlib.util.find_spec(name)]
+            ours += [name for name in os.environ if name in ("PREFECT_API_KEY", "PYTHONHOME")]
             return [json.dumps([sys.prefix, shutil.which("python"), *ours])] * len(mini_batch)
     """
 
@@ -183,9 +193,42 @@ def test_tables_need_pandas_there(run, tmp_path, bare):
     assert f"{bare}/bin/python -m pip install pandas pyarrow" in text
 
 
+def test_parquet_needs_pyarrow_there(run, numbers, bare):
+    """Also where the inputs are files (R221)."""
+    with pytest.raises(ConfigError, match="has no pyarrow, which the tables of this step need"):
+        run(SHOW, numbers, environment=bare, output_format="parquet")
+
+
 def test_an_interpreter_that_is_not_there(run, numbers):
     with pytest.raises(ConfigError, match="there is no interpreter /no/such/python"):
         run(SHOW, numbers, environment="/no/such/python")
+
+
+def test_what_takes_long_is_heard_often_and_logged_seldom(
+    run, numbers, tmp_path, monkeypatch, caplog
+):
+    """So that the log of a run, and Prefect's page of it, are not of the build alone."""
+    gate, slow, heard = tmp_path / "gate", tmp_path / "slow", []
+    slow.write_text(
+        f'#!/bin/sh\nuntil [ -e {gate} ]; do sleep 0.05; done\nexec {sys.executable} "$@"\n'
+    )
+    slow.chmod(0o755)
+    monkeypatch.setattr(interpreters, "TELL_S", 0.0)
+    note = Outlook.node_fetches
+
+    def hear(self, node, told, now):
+        heard.append(told)
+        if len(heard) == 4:
+            gate.touch()
+        return note(self, node, told, now)
+
+    monkeypatch.setattr(Outlook, "node_fetches", hear)
+    caplog.set_level("INFO")
+
+    run("def run(mini_batch): return mini_batch", numbers, environment=slow)
+
+    assert set(heard) == {f"waits for {slow}"}
+    assert caplog.messages.count(f"node000 waits for {slow}") == 1
 
 
 # -- one that is built -----------------------------------------------------------------------
@@ -222,6 +265,8 @@ def test_requirements_are_built_once_for_all_nodes_and_runs_of_a_host(
     logs = list((tmp_path / "runs").glob("*/logs/sys/environment/node*.txt"))
     assert len(logs) == 1
     assert "Successfully installed tiny-1.0" in logs[0].read_text()
+    (readme,) = logs[0].parents[2].glob("readme.txt")
+    assert "\nlogs/sys/environment/<node>.txt\n" in readme.read_text()
 
 
 @pytest.mark.slow
@@ -272,13 +317,18 @@ class _Index(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_the_password_of_a_package_index_stays_on_the_node(
-    run, numbers, tmp_path, cache, monkeypatch
+    run, numbers, tmp_path, cache, monkeypatch, caplog
 ):
-    """Requirements name its variable; it stands in no log, no run folder, no error and no record."""
-    (tmp_path / "index" / "simple" / "tiny").mkdir(parents=True)
-    make_wheel(tmp_path / "index" / "simple" / "tiny", "tiny")
+    """Requirements name its variable; it stands in no log, no run folder, no error and no record (R78).
+
+    Nor does a token within the path of the index, which pip itself shows.
+    """
+    place = tmp_path / "index" / "hunter2token" / "simple" / "tiny"
+    place.mkdir(parents=True)
+    make_wheel(place, "tiny")
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("INDEX_PASSWORD", "hunter2hunter2")
+    monkeypatch.setenv("INDEX_TOKEN", "hunter2token")
 
     def handler(*arguments):
         return _Index(*arguments, directory=str(tmp_path / "index"))
@@ -286,7 +336,8 @@ def test_the_password_of_a_package_index_stays_on_the_node(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        index = f"http://me:${{INDEX_PASSWORD}}@127.0.0.1:{server.server_port}/simple"
+        host = f"127.0.0.1:{server.server_port}"
+        index = f"http://me:${{INDEX_PASSWORD}}@{host}/${{INDEX_TOKEN}}/simple"
         try:
             result = run(
                 SHOW, numbers, environment={"requirements": [f"--index-url {index}", "tiny"]}
@@ -302,6 +353,8 @@ def test_the_password_of_a_package_index_stays_on_the_node(
     assert {number for _, _, number in found(result)} == {42}
     assert "No matching distribution found for nothing" in str(caught.value)
     written = [one for one in tmp_path.rglob("*") if one.is_file()]
-    assert any(one.match("logs/sys/environment/node000.txt") for one in written)
-    assert "hunter2hunter2" not in str(caught.value)
-    assert not [one for one in written if b"hunter2hunter2" in one.read_bytes()]
+    logs = [one.read_text() for one in written if one.match("sys/environment/node000.txt")]
+    assert any(f"Looking in indexes: http://***@{host}/***/simple" in one for one in logs)
+    assert "hunter2" not in str(caught.value)
+    assert "hunter2" not in caplog.text
+    assert not [one for one in written if b"hunter2" in one.read_bytes()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pynvml
 import pytest
 from distributed.deploy.local import LocalCluster
 
+from prefect_parallelrun.node.threads import cores_here
 from tests.dask.conftest import lines
 from tests.nvml_stand_in import Card, Library, cards
 
@@ -65,7 +67,7 @@ def shown(run, numbers, tmp_path):
                 threads_per_worker=1,
                 processes=False,
                 resources=resources,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
             ) as cluster:
                 result = run(script, numbers, compute_target=cluster, **settings)
         return sorted({tuple(json.loads(line)) for line in lines(result)})
@@ -112,10 +114,10 @@ def test_two_nodes_of_a_host_never_share_one(shown, monkeypatch):
 
 @pytest.mark.parametrize(
     ("each", "expected"),
-    [(0.25, ["0", "0", "0", "0"]), (0.5, ["0", "0", "", ""]), (0, [""] * 4)],
+    [(0.25, ["0", "0", "0", "0"]), (0, [""] * 4)],
 )
 def test_a_fraction_is_shared(shown, each, expected):
-    """Four processes on one card, or two of them; with 0 none sees it."""
+    """Four processes on one card; with 0 none sees it."""
     found = shown(4, resources={"GPU": 1}, gpus_per_process=each)
 
     assert sorted((one[2] for one in found), reverse=True) == expected
@@ -168,13 +170,31 @@ def test_embedded_workers_declare_their_gpus(shown, host, monkeypatch):
 
 
 def test_a_node_with_gpus_has_one_process_if_nobody_says(run, numbers, host):
-    """R33: however many cores it has."""
-    host(*cards(3))
+    """R33: however many cores it has; R63: the log tree tells how busy they are."""
+    host(*cards(2), Card("GPU-busy", percent=75, used=3 << 30))
 
     result = run("def run(mini_batch): return mini_batch", numbers, process_count_per_node=None)
 
+    logs = Path(result.logs_directory)
+    assert "1 processes, 3 GPUs" in (logs / "sys" / "master_role.txt").read_text()
+    sampled = (logs / "perf" / "node000" / "node_resource_usage.csv").read_text()
+    first = next(csv.DictReader(sampled.splitlines()))
+    assert (first["gpu2_percent"], first["gpu2_memory_used_bytes"]) == ("75", str(3 << 30))
+
+
+def test_a_step_that_wants_no_gpu_has_a_process_for_each_core(run, numbers, host):
+    """The node's GPUs are counted, and limit nothing."""
+    host(*cards(3))
+
+    result = run(
+        "def run(mini_batch): return mini_batch",
+        numbers,
+        process_count_per_node=None,
+        gpus_per_process=0,
+    )
+
     told = Path(result.logs_directory, "sys", "master_role.txt").read_text()
-    assert "1 processes, 3 GPUs" in told
+    assert f"{cores_here()} processes, 3 GPUs" in told
 
 
 def test_workers_that_each_see_all_with_their_own_first_keep_it(shown):
@@ -190,7 +210,10 @@ def test_workers_that_each_see_all_with_their_own_first_keep_it(shown):
         }
         for n, turned in enumerate(("0,1", "1,0"))
     }
-    scheduler = {"cls": distributed.Scheduler, "options": {"dashboard": False, "port": 0}}
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"dashboard_address": "127.0.0.1:0", "port": 0},
+    }
     with distributed.SpecCluster(workers, scheduler, silence_logs=False) as cluster:
         found = shown(2, workers=2, compute_target=cluster)
 

@@ -74,7 +74,9 @@ def test_without_a_node_a_run_ends_in_time_and_says_what_to_do(run, numbers):
             )
 
     assert "no node to work on" in str(caught.value)
-    assert "Start Dask workers, or give more time" in str(caught.value)
+    assert "Start Dask workers, see why they do not come, or give that limit more" in str(
+        caught.value
+    )
 
 
 def test_encoding_that_hangs_costs_an_attempt_of_its_mini_batch_only(run, numbers):

@@ -210,7 +210,7 @@ def test_others_may_restart_the_cluster_during_a_run(run, numbers, client, tmp_p
         result = run(
             RECORD,
             numbers,
-            node_count=2,
+            node_count=3,  # one more than there are is wanted, before and after
             compute_target=client.scheduler.address,
             environment_variables={"HERE": str(tmp_path)},
             **ONE_PROCESS,

@@ -11,10 +11,8 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
-import pynvml
 import pytest
 
 from prefect_parallelrun.errors import ParallelRunError
@@ -143,9 +141,9 @@ def test_a_ps_that_hangs_delays_nothing_and_is_ended(run, numbers, tmp_path, mon
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     stopped, stop = [], agent.NodeAgent.stop
 
-    def timed_stop(self, *, gracefully):
+    def timed_stop(self, **how):
         began = time.monotonic()
-        news = stop(self, gracefully=gracefully)
+        news = stop(self, **how)
         stopped.append(time.monotonic() - began)
         return news
 
@@ -355,10 +353,6 @@ def test_a_file_system_that_cannot_be_looked_at_is_left_out_and_told_once(tmp_pa
     assert "/proc" in disks.trouble[0]
 
 
-class NoGPU(pynvml.NVMLError):
-    """What NVML raises of a device that it cannot ask."""
-
-
 def test_a_process_of_any_name_has_one_row(tmp_path):
     """A process may call itself what it likes: no line ends there, and no spreadsheet computes it (R66)."""
     named = subprocess.Popen(
@@ -378,37 +372,6 @@ def test_a_process_of_any_name_has_one_row(tmp_path):
             named.kill()
     names = [row[2] for row in rows if row[1] == named.pid]
     assert names == ["'=1+1\\nx"]
-
-
-def test_gpus_have_columns_where_nvml_tells_of_them(monkeypatch):
-    """R63: percent and memory of each; a device that does not answer is an empty cell, and no failure."""
-    usage = {0: (75, 3 << 30), 1: None}
-
-    def told(position):
-        def ask(device):
-            if usage[device] is None:
-                raise NoGPU(1)
-            value = usage[device][position]
-            return SimpleNamespace(gpu=value, used=value)
-
-        return ask
-
-    for name, fake in {
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: 2,
-        "nvmlDeviceGetHandleByIndex": lambda number: number,
-        "nvmlDeviceGetUtilizationRates": told(0),
-        "nvmlDeviceGetMemoryInfo": told(1),
-    }.items():
-        monkeypatch.setattr(pynvml, name, fake)
-    machine = Machine()
-    (row,) = machine.rows()
-    machine.close()
-
-    cells = dict(zip(machine.columns, row, strict=True))
-    assert (cells["gpu0_percent"], cells["gpu0_memory_used_bytes"]) == (75, 3 << 30)
-    assert (cells["gpu1_percent"], cells["gpu1_memory_used_bytes"]) == ("", "")
 
 
 def test_a_node_is_sampled_without_a_look_at_the_hosts_other_processes(monkeypatch):

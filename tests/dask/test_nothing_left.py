@@ -23,7 +23,7 @@ from tests.dask.conftest import lines
 from tests.dask.drivers import driver
 from tests.dask.faults import EXPECTED, RECORD, Meanwhile, told, until
 
-SETTINGS = {"mini_batch_size": 5, "node_count": 2, "process_count_per_node": 1}
+SETTINGS = {"mini_batch_size": 5, "node_count": 3, "process_count_per_node": 1}
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import distributed
 import pytest
 
 from prefect_parallelrun.errors import ConfigError
+from prefect_parallelrun.node import threads
 from prefect_parallelrun.node.threads import cores_here
 from tests.dask.conftest import lines
 from tests.storage.servers import lacking
@@ -40,9 +41,10 @@ NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_
 
 @pytest.fixture(autouse=True)
 def no_numbers_of_ours(monkeypatch):
-    """What is set where the tests run is not what they are about."""
-    for name in NAMES:
-        monkeypatch.delenv(name, raising=False)
+    """What is set where the tests run is not what they are about; what they set does not stay."""
+    for name in (*NAMES, "MALLOC_TRIM_THRESHOLD_", "PYTHONHASHSEED"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
@@ -97,17 +99,25 @@ def test_the_users_variables_hold(seen):
 
 
 def test_what_dask_sets_for_its_own_tasks_is_no_wish_of_the_users(seen, monkeypatch):
-    """A nanny sets each of these to 1, which is meant for its Dask worker; what was there before stays."""
+    """A nanny sets each of these to 1, which is meant for its Dask worker; what was there before stays.
+
+    It sets them for good where it runs, too: here, where a flow may go on without a cluster.
+    """
     monkeypatch.setenv("NUMEXPR_NUM_THREADS", "5")
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=4, dashboard_address=None, memory_limit=0
+        n_workers=1, threads_per_worker=4, dashboard_address="127.0.0.1:0", memory_limit=0
     ) as cluster:
         found = seen(process_count_per_node=2, compute_target=cluster)
         with distributed.Client(cluster, set_as_default=False) as client:
             preset = client.run(os.getenv, "OPENBLAS_NUM_THREADS")
 
     assert set(preset.values()) == {"1"}
-    assert found["variables"] == {**dict.fromkeys(NAMES, "2"), "NUMEXPR_NUM_THREADS": "5"}
+    own = {"MKL_NUM_THREADS": "3", "NUMEXPR_NUM_THREADS": "5"}
+    assert found["variables"] == {**dict.fromkeys(NAMES, "2"), **own}
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    here = threads.settings({}, cores=4, processes=2, has_nanny=False)
+    assert here == {**dict.fromkeys(NAMES, "2"), **own}
     assert set(found["pools"]) == {min(2, cores_here())}
 
 
@@ -154,7 +164,9 @@ def test_where_a_sandbox_refuses_it_scripts_run_all_the_same(seen, tmp_path):
     tried = subprocess.run([*in_sandbox, "/bin/true"], capture_output=True, text=True)
     if tried.returncode:
         lacking("namespaces", f"no sandbox can be made here: {tried.stderr}")
-    with distributed.LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster:
+    with distributed.LocalCluster(
+        n_workers=0, dashboard_address="127.0.0.1:0", host="127.0.0.1"
+    ) as cluster:
         command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
         command += ["--no-nanny", "--no-dashboard", "--nthreads", "2", "--host", "127.0.0.1"]
         with open(tmp_path / "worker.log", "w") as log:

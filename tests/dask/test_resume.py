@@ -305,7 +305,8 @@ def test_what_ended_just_before_the_failure_is_kept(step, monkeypatch, together)
 
     step.write_script()
     step.run(**config)
-    assert step.traced == ["00.txt", "50.txt", "50.txt"]
+    # Two bundles that are sent at the same moment reach the node in any order.
+    assert sorted(step.traced) == ["00.txt", "50.txt", "50.txt"]
     assert step.rows == step.expected
 
 

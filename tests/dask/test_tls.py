@@ -101,3 +101,11 @@ def test_a_wrong_certificate_is_a_clear_error(run, numbers, cluster, security, g
     assert address in str(caught.value)
     assert "BEGIN" not in str(caught.value)
     assert "certificates" in str(caught.value) or "tls_…" in str(caught.value)
+
+
+def test_an_encrypted_cluster_that_is_taken_for_another(run, numbers, cluster):
+    """R205: an address with tcp:// where it is tls://."""
+    address = cluster.scheduler_address.replace("tls://", "tcp://")
+
+    with pytest.raises(ClusterError, match="If it is encrypted, its address begins with tls://"):
+        run(NAMES, numbers, compute_target=address)

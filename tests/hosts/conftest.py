@@ -27,10 +27,10 @@ def wait():
 """A module beside each script: its `wait` ends when the test says `go` to the host."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[network.Hosts]:
-    """A driver's host and two with a Dask worker each, for all tests of a module."""
-    with network.made(tmp_path_factory.mktemp("hosts"), 2) as made:
+    """A driver's host and two with a Dask worker each, for all tests: making them takes seconds."""
+    with network.made(tmp_path_factory.mktemp("hosts"), 2, tcp=f"{network.TCP_S:g}s") as made:
         made.begin()
         yield made
 

@@ -8,6 +8,7 @@ the namespaces, and all of it is gone with the first process of the switch, howe
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pickle
 import shutil
@@ -23,6 +24,8 @@ from typing import Any
 from tests.storage.servers import lacking
 
 PORT = 8786
+TCP_S = 11.0
+"""`distributed.comm.timeouts.tcp` of the tests; Dask takes nothing below."""
 GO = "go"
 """A file for which scripts may wait, so that all nodes are there before the first mini-batch is done."""
 _SUBNET = "10.77.0"
@@ -54,6 +57,9 @@ class Host:
     switch: Host | None
     logs: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    worker: subprocess.Popen[bytes] | None = None
+    """Its Dask worker, with the nanny."""
+    is_cut: bool = False
 
     @property
     def disk(self) -> Path:
@@ -62,7 +68,7 @@ class Host:
 
     def inside(self, *command: str) -> list[str]:
         """Return the command that runs another one there."""
-        user = [] if os.geteuid() == 0 else ["--user", "--preserve-credentials"]
+        user = [] if _may_make_them() else ["--user", "--preserve-credentials"]
         return ["nsenter", f"--target={self.first}", *user, *_OF_ITS_OWN, "--", *command]
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen[bytes]:
@@ -123,11 +129,13 @@ class Host:
         """Let nothing pass its cable any more, without a word to either end."""
         assert self.switch is not None
         self.switch.call("bridge", "link", "set", "dev", self.port, "state", "0")
+        self.is_cut = True
 
     def heal(self) -> None:
         """Let all pass again."""
         assert self.switch is not None
         self.switch.call("bridge", "link", "set", "dev", self.port, "state", "3")
+        self.is_cut = False
 
 
 class Hosts:
@@ -147,7 +155,7 @@ class Hosts:
         self._tcp = tcp
         self._made: list[subprocess.Popen[bytes]] = []
         self._hosts: list[Host] = []
-        self._runs = 0
+        self._runs = self._joined = 0
 
     def make(self) -> None:
         """Make them.
@@ -181,17 +189,30 @@ class Hosts:
         self.driver.start(*_dask("scheduler"), *at, **self._settings)
         for node in self.nodes:
             self.join(node, threads=threads)
-        told = self._folder / "driver-0.txt"
-        until(lambda: told.read_text().count("Register worker") == len(self.nodes), 60)
+        self._registered(len(self.nodes))
 
-    def join(self, node: Host, *, threads: int = 2) -> subprocess.Popen[bytes]:
+    def join(self, node: Host, *, threads: int = 2) -> None:
         """Start a Dask worker."""
+        self._joined += 1
         of_its_own = ("--nthreads", str(threads), "--memory-limit", "0", "--no-dashboard")
         where = ("--host", node.address, "--name", node.name)
-        return node.start(*_dask("worker"), self.scheduler, *where, *of_its_own, **self._settings)
+        node.worker = node.start(
+            *_dask("worker"), self.scheduler, *where, *of_its_own, **self._settings
+        )
+
+    def mend(self) -> None:
+        """Heal what an earlier test has cut for good; a Dask worker that has ended is started again."""
+        for node in self.nodes:
+            if node.is_cut:
+                assert node.worker is not None
+                node.worker.wait(60)  # with its nanny: it does not come back by itself
+                node.heal()
+                self.join(node)
+        self._registered(self._joined)
 
     def run(self, *definitions: Any, **settings: Any) -> Driver:
         """Start a driver on its host, which runs steps one after the other."""
+        self.mend()
         self._runs += 1
         folder = self._hidden / f"drive{self._runs}"
         folder.mkdir()
@@ -214,6 +235,11 @@ class Hosts:
                 process.stdout.close()
 
     # -- inside ------------------------------------------------------------------------------
+
+    def _registered(self, count: int) -> None:
+        """Wait until so many Dask workers have come, since the beginning."""
+        told = self._folder / "driver-0.txt"
+        until(lambda: told.read_text().count("Register worker") >= count, 60)
 
     @property
     def _settings(self) -> dict[str, str]:
@@ -243,7 +269,7 @@ class Hosts:
 
     def _first(self, name: str, switch: Host | None, number: int) -> Host:
         """Start the first process of a host, with namespaces of its own."""
-        mapped = ["--user", "--map-root-user"] if switch is None and os.geteuid() != 0 else []
+        mapped = ["--user", "--map-root-user"] if switch is None and not _may_make_them() else []
         new = ["unshare", *mapped, *_OF_ITS_OWN, "--fork", "--kill-child", "--mount-proc"]
         command = [*new, "sleep", "infinity"]
         if switch is None:
@@ -302,6 +328,13 @@ class Driver:
         if isinstance(result, BaseException):
             raise result
         return result
+
+
+@functools.cache
+def _may_make_them() -> bool:
+    """Return whether this process has CAP_SYS_ADMIN; without, it takes a namespace of users to have it in."""
+    told = Path("/proc/self/status").read_text().partition("CapEff:")[2].split()[0]
+    return bool(int(told, 16) & 1 << 21)
 
 
 def _dask(what: str) -> tuple[str, ...]:

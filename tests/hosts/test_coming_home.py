@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import threading
 import tracemalloc
 import types
 from pathlib import Path
@@ -32,6 +34,7 @@ class Journey:
             self.paths, self.output, logging.getLogger("journey"), resumed=resumed
         )
         self._nodes: dict[str, tuple[Homeward, int]] = {}
+        self.unread: tuple[str, ...] = ()
 
     def mirror(self, node: str) -> Path:
         """Of a node; what is below `output` is what its scripts write."""
@@ -58,6 +61,7 @@ class Journey:
             arrived = taken.number
             self._nodes[node] = one, arrived
             if taken.complete:
+                self.unread = taken.unread
                 return size
 
     def there(self) -> dict[str, str]:
@@ -85,6 +89,85 @@ def test_names_of_all_kinds_come_home(journey):
     os.mkfifo(journey.mirror("node000") / "output" / "pipe")
     journey.take("node000", lose=2)
     assert journey.there() == {**{name: str(len(name)) for name in names}, "empty": "", "link": ""}
+
+
+def test_files_that_get_their_names_while_it_is_looked_take_no_others_away(journey):
+    """A script that writes `x.tmp`, and renames it, as many do: the others stay at home all the time."""
+    place = journey.mirror("node000") / "output"
+    for n in range(300):
+        (place / f"{n:03d}").write_text(str(n))
+    journey.take("node000")
+    ending = threading.Event()
+
+    def write():
+        while not ending.is_set():
+            for n in range(50):
+                (place / f"draft{n}").touch()
+            for n in range(50):
+                (place / f"draft{n}").rename(place / f"done{n}")
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for _ in range(15):
+            journey.take("node000")
+            assert {f"{n:03d}" for n in range(300)} <= journey.there().keys()
+    finally:
+        ending.set()
+        writing.join()
+    journey.take("node000")
+    assert {f"done{n}" for n in range(50)} <= journey.there().keys()
+
+
+def test_what_cannot_be_read_holds_up_nothing_else_and_is_told(journey):
+    """A link that leads in circles leads nowhere; a file that is closed to its own reader stays there."""
+    place = journey.mirror("node000") / "output"
+    (place / "circle").symlink_to("circle")
+    (place / "closed").mkdir()
+    journey.write("node000", "closed/within", "kept")
+    journey.write("node000", "secret", "hidden")
+    journey.write("node000", "told", "1")
+    journey.take("node000")
+    assert journey.unread == ()
+    for one in (place, *place.iterdir()):
+        if os.geteuid() == 0:
+            os.chown(one, 65534, -1, follow_symlinks=False)
+    journey.write("node000", "secret", "hidden again")
+    journey.write("node000", "told", "2")
+    (place / "secret").chmod(0)
+    (place / "closed").chmod(0)
+    with _as_nobody(journey.folder):
+        journey.take("node000")
+    refused = os.strerror(errno.EACCES)
+    assert sorted(journey.unread) == [f"output/closed: {refused}", f"output/secret: {refused}"]
+    assert journey.there() == {"closed/within": "kept", "secret": "hidden", "told": "2"}
+    (place / "secret").chmod(0o600)
+    (place / "closed").chmod(0o700)
+    journey.take("node000")
+    assert journey.unread == ()
+    assert journey.there()["secret"] == "hidden again"
+
+
+@contextlib.contextmanager
+def _as_nobody(folder):
+    """Be somebody whom permissions hold for; what is at home can still be written."""
+    if os.geteuid() != 0:
+        yield
+        return
+    closed = [one for one in (folder, *folder.parents) if not one.stat().st_mode & 0o001]
+    modes = {one: one.stat().st_mode for one in closed}
+    for one in (folder / "output").rglob("*"):
+        os.chown(one, 65534, -1)
+    os.chown(folder / "output", 65534, -1)
+    for one in closed:
+        one.chmod(modes[one] | 0o011)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for one, mode in modes.items():
+            one.chmod(mode)
 
 
 def test_a_file_that_grows_comes_in_its_parts_and_once(journey):
@@ -165,7 +248,9 @@ def test_what_came_of_lost_bundles_is_written_over_and_nothing_else(journey):
     journey.take("node000", bundles=(2, 3))
     journey.home.ended("node000", 2)
     journey.home.lost("node000")
-    journey.home.take_in("node000", [Piece("output/undone", 0, b"late", 4)])
+    late = [Piece("output/undone", 0, b"late", 4), Piece("logs/user/x.txt", 0, b"why", 3)]
+    journey.home.take_in("node000", late)
+    assert (journey.paths.logs / "user" / "x.txt").read_text() == "why"
     journey.write("node001", "undone", "at 10:02")
     journey.write("node001", "all.csv", "3\n")
     journey.take("node001", bundles=(4,))
@@ -220,9 +305,22 @@ def test_the_driver_and_a_process_write_to_one_error_log(journey):
     assert home.read_text() == "".join(f"driver {n}\nprocess {n}\n" for n in range(3))
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "output/../../x", "logs/../../x", ""])
-def test_nothing_leads_out_of_the_run(journey, name):
-    with pytest.raises(ValueError, match="outside of its run"):
+def test_a_file_that_cannot_be_kept_costs_no_other(journey):
+    """A log that cannot is told; of an output file it is an error, for a result may count for it."""
+    (journey.paths.logs / "user" / "x.txt").mkdir(parents=True)
+    pieces = [Piece("logs/user/x.txt", 0, b"x", 1), Piece("logs/user/y.txt", 0, b"y", 1)]
+    assert isinstance(journey.home.take_in("node000", pieces), IsADirectoryError)
+    (journey.output / "deep").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="deep"):
+        journey.home.take_in("node000", [Piece("output/deep", 0, b"x", 1), *pieces[1:]])
+    assert (journey.paths.logs / "user" / "y.txt").read_text() == "y"
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/passwd", "../x", "output/../../x", "logs/../../x", "", "journal.sqlite", "run"]
+)
+def test_nothing_leads_to_where_no_node_writes(journey, name):
+    with pytest.raises(ValueError, match=r"outside of its run|the driver's own"):
         journey.home.take_in("node000", [Piece(name, 0, b"x", 1)])
 
 

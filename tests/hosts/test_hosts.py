@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ import pytest
 
 from prefect_parallelrun import FileDataset, TabularDataset
 from prefect_parallelrun.driver.run import run_step
+from prefect_parallelrun.errors import InitFailed, OutputError
 from tests.hosts.conftest import filled_by, numbers, step
 from tests.hosts.network import until
 
@@ -54,6 +56,21 @@ WRITE = """
             folder = Path(out, "deep", one.stem[-1])
             folder.mkdir(parents=True, exist_ok=True)
             (folder / one.name).write_text(one.read_text())
+        return mini_batch
+"""
+READ = """
+    from waiting import wait
+
+    def run(mini_batch):
+        wait()
+        return [open(one).read() for one in mini_batch]
+"""
+FAIL = """
+    def init():
+        print("looks for it")
+        raise LookupError("no such model")
+
+    def run(mini_batch):
         return mini_batch
 """
 ADD = """
@@ -117,6 +134,8 @@ def test_a_run_on_hosts_that_share_nothing_is_that_of_one_host(hosts, side):
     assert {"host0", "host1"} <= {
         value for row in csv.DictReader(summary.read_text().splitlines()) for value in row.values()
     }
+    # The nodes do not see that path, and the text is for the script alone to understand.
+    assert driver.log.count(f"{data}, in the script's arguments as a text, is not to be") == 1
     _nothing_is_left(hosts)
 
     embedded = {"compute_target": None, "node_count": 1}
@@ -129,40 +148,56 @@ def test_a_run_on_hosts_that_share_nothing_is_that_of_one_host(hosts, side):
     assert (same.items, same.mini_batches) == (result.items, result.mini_batches)
 
 
-@pytest.mark.slow
-def test_output_files_of_scripts_come_home_for_a_step_that_follows(hosts):
-    """Tables too are read there in pieces, and the log of what failed is at home (R60, R230)."""
-    data = numbers(hosts.files / "files", 40)
+@pytest.fixture(scope="module")
+def several(hosts):
+    """What came of six steps of one driver, by name; the last two are to fail."""
+    vanishing = numbers(hosts.files / "vanishing", 40)
     files, table = hosts.files / "written", hosts.files / "table.csv"
     pd.DataFrame({"n": range(40)}).to_csv(table, index=False)
-    writing = step(hosts, WRITE, data, **filled_by(files))
-    following = step(
-        hosts,
-        "def run(mini_batch):\n    return [open(one).read() for one in mini_batch]",
-        FileDataset.from_files(f"{files}/**/*.txt"),
-    )
-    rows = TabularDataset.from_delimited_files(str(table))
-    adding = step(
-        hosts,
-        ADD,
-        rows,
-        mini_batch_size=20,
-        error_threshold=20,
-        run_max_try=1,
-        output_format="parquet",
-    )
-    written, followed, added = hosts.run(writing, following, adding).results()
+    few = {"error_threshold": 20, "run_max_try": 1}
+    steps = {
+        "vanishing": step(hosts, READ, vanishing, mini_batch_size=1, **few),
+        "written": step(hosts, WRITE, numbers(hosts.files / "files", 40), **filled_by(files)),
+        "followed": step(hosts, READ, FileDataset.from_files(f"{files}/**/*.txt")),
+        "added": step(
+            hosts,
+            ADD,
+            TabularDataset.from_delimited_files(str(table)),
+            mini_batch_size=20,
+            output_format="parquet",
+            **few,
+        ),
+        "unstarted": step(hosts, FAIL, hosts.files / "files", process_count_per_node=1),
+        "full": step(hosts, WRITE, hosts.files / "files", **filled_by(_small(hosts))),
+    }
+    driver = hosts.run(*steps.values())
+    until(lambda: driver.log.count(" joined: ") == 2)
+    (vanishing / "039.txt").unlink()
+    for host in hosts.nodes:
+        host.go()
+    return dict(zip(steps, driver.results(150), strict=True))
 
-    assert written.items.succeeded == 40
+
+def _small(hosts):
+    """Make a folder at home that has room for a few files."""
+    folder = hosts.files / "small"
+    options = ("-t", "tmpfs", "-o", "nr_inodes=20")
+    hosts.driver.call("sh", "-c", f"mkdir {folder} && mount {' '.join(options)} none {folder}")
+    return folder
+
+
+@pytest.mark.slow
+def test_output_files_of_scripts_come_home_for_a_step_that_follows(hosts, several):
+    """Tables too are read there in pieces, and the log of what failed is at home (R60, R230)."""
+    assert several["written"].items.succeeded == 40
+    files = Path(several["written"].output)
     found = {str(one.relative_to(files)): one.read_text() for one in files.rglob("*.txt")}
     assert found == {f"deep/{n % 10}/{n:03d}.txt": str(n) for n in range(40)}
-    rows = Path(followed.append_row_file).read_text().split()
+    rows = Path(several["followed"].append_row_file).read_text().split()
     assert sorted(map(int, rows)) == list(range(40))
 
-    failed = [
-        json.loads(one)
-        for one in Path(added.run_directory, "failed_items.jsonl").read_text().splitlines()
-    ]
+    added = several["added"]
+    failed = _failed(added)
     assert 0 < added.items.failed < 20
     numbers_there = set(pd.read_parquet(added.append_row_file)["n"] // 2)
     assert 13 not in numbers_there
@@ -173,25 +208,41 @@ def test_output_files_of_scripts_come_home_for_a_step_that_follows(hosts):
 
 
 @pytest.mark.slow
-def test_an_input_file_that_is_removed_meanwhile_fails_its_item_by_name(hosts):
+def test_an_input_file_that_is_removed_meanwhile_fails_its_item_by_name(hosts, several):
     """The driver is asked for it when its mini-batch comes (R60)."""
-    script = """
-        from waiting import wait
-
-        def run(mini_batch):
-            wait()
-            return [open(one).read() for one in mini_batch]
-    """
-    data = numbers(hosts.files / "vanishing", 40)
-    given = {"error_threshold": 2, "run_max_try": 1, "mini_batch_size": 1}
-    driver = hosts.run(step(hosts, script, data, **given))
-    until(lambda: driver.log.count(" joined: ") == 2)
-    (data / "039.txt").unlink()
-    for host in hosts.nodes:
-        host.go()
-    result = driver.result()
+    result = several["vanishing"]
     assert (result.items.succeeded, result.items.failed) == (39, 1)
-    (failed,) = Path(result.run_directory, "failed_items.jsonl").read_text().splitlines()
-    assert json.loads(failed)["item"] == f"{data}/039.txt"
-    assert "No such file" in failed
+    (failed,) = _failed(result)
+    assert failed["item"] == f"{hosts.files}/vanishing/039.txt"
+    assert "No such file" in json.dumps(failed)
+
+
+@pytest.mark.slow
+def test_the_logs_of_nodes_that_cannot_be_started_are_at_home(several):
+    """Each worker process that failed has left its own, on both hosts; the error names one of them (R60)."""
+    error = several["unstarted"]
+    assert isinstance(error, InitFailed)
+    (named,) = re.findall(r"^stack trace in: (.+)$", str(error), re.MULTILINE)
+    assert "no such model" in Path(named).read_text()
+    logs = Path(error.logs_directory, "user")
+    told = int(re.findall(r"init\(\) failed, (\d+) times", str(error))[0])
+    for place, what in (("error", "no such model"), ("stdout", "looks for it")):
+        there = [one for one in (logs / place).rglob("*.txt") if what in one.read_text()]
+        assert len(there) >= told, place
+        assert len({one.parent for one in there}) == 2
+
+
+@pytest.mark.slow
+def test_a_full_disk_at_home_ends_the_run_and_says_so(hosts, several):
+    """No node is to blame for it, and none is lost (R60)."""
+    error = several["full"]
+    assert isinstance(error, OutputError)
+    for text in (f"{hosts.files}/small", "No space left on device", "Free some space and run"):
+        assert text in str(error)
+    assert "lost" not in Path(error.logs_directory, "70_driver_log.txt").read_text()
     _nothing_is_left(hosts)
+
+
+def _failed(result):
+    lines = Path(result.run_directory, "failed_items.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -94,6 +94,7 @@ class Node:
             "entry_script": "score.py",
             "arguments": [],
             "work_folder": str(self.work),
+            "private_folder": "",
             "output_folder": str(self.output),
             "files": self.paths.node_files("node000"),
             "logging_level": "INFO",

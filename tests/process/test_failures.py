@@ -350,6 +350,31 @@ def test_the_node_folder_goes_with_the_supervisor(node, how):
     assert (node.source / "score.py").exists()  # what the process folder only points to
 
 
+@pytest.mark.parametrize("died", [True, False])
+def test_what_is_to_be_taken_home_goes_only_with_the_agent(node, died):
+    """R230: the agent removes it when all is at home; where its process was killed, the supervisor does."""
+    node.script("def run(mini_batch): return [1]")
+    private = node.root / "private"
+    (private / "run").mkdir(parents=True)
+    # A process that is the supervisor's parent, as a Dask worker is.
+    node.start(
+        launcher=["sh", "-c", '"$@" & wait', "sh"],
+        private_folder=str(private),
+        work_folder=str(private / "work"),
+    )
+    node.run({"rank": 0})
+    assert (private / "work" / "process000").exists()
+
+    if died:
+        os.kill(node.pid, signal.SIGKILL)
+    node.close()
+
+    node.wait_for(lambda: not (private / "work").exists())
+    if died:
+        node.wait_for(lambda: not private.exists())
+    assert (private / "run").exists() is not died
+
+
 def test_worker_processes_die_with_a_supervisor_that_is_killed(node):
     """Even SIGKILL of the supervisor leaves no worker process behind."""
     node.script("import os\ndef run(mini_batch): return [os.getpid()]")

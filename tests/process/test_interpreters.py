@@ -191,6 +191,16 @@ def test_what_lies_where_the_dask_worker_runs_is_none_of_its_modules(ask, tmp_pa
     assert f"has no pandas, which the tables of this step need: {bare}/bin/python -m pip" in told
 
 
+def test_variables_that_keep_it_from_starting_are_named(ask):
+    """Not their values; and an encoding of standard output keeps nothing from being answered (R112)."""
+    told = refused(ask, sys.executable, given={"PYTHONHOME": "/no/such", "TOKEN": "hunter2"})
+
+    assert "as a Python interpreter, with PYTHONHOME of environment_variables: " in told
+    assert "No module named 'encodings'" in told
+    assert "hunter2" not in told
+    assert ask(sys.executable, given={"PYTHONIOENCODING": "utf-16"}) == sys.executable
+
+
 @pytest.mark.parametrize(
     ("script", "told"),
     [
@@ -248,6 +258,11 @@ def test_where_there_is_none(ask, tmp_path, monkeypatch):
     assert f"there is no interpreter {tmp_path}/empty/bin/python" in refused(
         ask, tmp_path / "empty"
     )
+    (tmp_path / "empty" / "bin").mkdir()
+    (tmp_path / "empty" / "bin" / "python").symlink_to(tmp_path / "gone")
+    assert refused(ask, tmp_path / "empty").endswith(
+        f"{tmp_path}/empty/bin/python: that is a link to {tmp_path}/gone, which is not there"
+    )
     assert f"{tmp_path}/text is no program that" in refused(ask, tmp_path / "text")
     told = refused(ask, "no-such-python", name="scoring")
     assert "environment 'scoring': there is no program 'no-such-python' in the PATH" in told
@@ -267,6 +282,10 @@ def test_by_name_by_home_and_by_folder(ask, tmp_path, monkeypatch):
     assert ask("~/conda") == python
     assert ask(conda) == python
     assert ask("python3") == python
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setenv("PATH", "conda/bin")  # worker processes have another working directory
+        assert ask("python3") == python
     active = interpreters.activated({"PATH": "/bin"}, python)
     assert active == {"PATH": f"{conda}/bin:/bin", "CONDA_PREFIX": str(conda)}
 
@@ -341,6 +360,7 @@ def test_a_broken_build_is_told_in_the_words_of_pip_once_and_is_tried_again(
     Path(python).unlink()
     with pytest.raises(Stopped):  # it would be built anew
         ask(requirements=[gated.requirement], stopping=lambda: bool(list(cache.glob("*-*"))))
+    assert not list(cache.glob("*-*"))
 
 
 def test_what_decides_which_environment_it_is():
@@ -394,6 +414,36 @@ def test_a_full_disk(ask, tmp_path, monkeypatch):
 
     assert "No space left on device" in told
     assert not left
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Looking in indexes: https://host/s3cr3t-token/simple", "Looking in indexes: https://host/***/simple"),
+        ("fatal: no https://ci:pa%20ss@host/a.git", "fatal: no https://***@host/a.git"),
+        ("it is 'pa ss' or pa%20ss", "it is '***' or ***"),
+        ("Downloading https://host/a.whl?sv=1&sig=abc (2 kB)", "Downloading https://host/a.whl?*** (2 kB)"),
+        ("efficient ci", "efficient ci"),
+    ],
+)  # fmt: skip
+def test_secrets_are_hidden_in_what_is_said(said, told):
+    """Of variables that requirements name, wherever they stand; pip hides only passwords (R78)."""
+    lines = ["--index-url https://${WHO}:${PASSWORD}@host/${TOKEN}/simple", "tiny"]
+    values = {"WHO": "ci", "PASSWORD": "pa%20ss", "TOKEN": "s3cr3t-token", "OTHER": "Looking"}
+
+    assert built_environments.without(built_environments.secrets_of(lines, values), said) == told
+
+
+def test_secrets_are_hidden_also_where_a_line_comes_in_pieces(tmp_path):
+    """A line is looked at as a whole; the last one when it cannot become longer."""
+    with (tmp_path / "said").open("w+b", buffering=0) as file:
+        said = built_environments._Said(file, ["s3cr3t"])
+        file.write(b"one\nit is s3c")
+        assert said.more() == b"one\n"
+        file.write(b"r3t, and s3cr3t")
+        assert said.more() == b""
+        assert said.more(ended=True) == b"it is ***, and ***"
+        assert said.more(ended=True) == b""
 
 
 @pytest.mark.parametrize(

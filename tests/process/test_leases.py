@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import signal
 import tempfile
+import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from prefect_parallelrun_runtime import leases
+from prefect_parallelrun_runtime import crew, leases, processes
 from tests.process.conftest import Node
 
 SHOW = """
@@ -68,6 +71,29 @@ def start(tmp_path):
     yield call
     for node in nodes:
         node.close()
+
+
+def of_node(run_id, seen, each):
+    """Return the leases of a node that has all GPUs it sees."""
+    gpus = [{"visible": str(n), "key": f"GPU-{n}"} for n in range(seen)]
+    return leases.Leases(
+        {"gpus": gpus, "gpu_count": seen, "gpus_per_process": each, "run_id": run_id}
+    )
+
+
+@pytest.fixture
+def take(temporary, monkeypatch):
+    """Return a function that takes the lease of one process of a run, and holds it until the test ends."""
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    held: list[leases.Lease] = []
+
+    def call(run_id, seen, each=None):
+        held.append(of_node(run_id, seen, each).take())
+        return held[-1]
+
+    yield call
+    for lease in held:
+        lease.close()
 
 
 def started(node, process):
@@ -138,6 +164,37 @@ def test_for_whatever_reason_it_stops(start, action, settings):
     assert node.named("gpus_lacking") == []
 
 
+def test_a_program_that_lives_on_does_not_keep_the_gpu(start):
+    """R43: a daemon that nothing ties to the process; with its lease the next one would have no GPU."""
+    daemon = """
+        os.system("env -i setsid sh -c 'echo > there; exec sleep 600' &")
+        while not os.path.exists("there"):
+            time.sleep(0.01)
+        os._exit(3)
+    """
+    node = start(1, seen=1, action=textwrap.dedent(daemon))
+    node.answer(node.ranks())
+
+    assert started(node, "process001") == "0"
+
+
+def test_a_process_that_is_slow_to_start_keeps_its_own_alone(start):
+    """R43: it is a fork of the supervisor, which has the leases of all, until its files lie where they shall."""
+    node = start(2)
+    all_started(node, 2)
+    script = node.source / "score.py"
+    script.unlink()
+    os.mkfifo(script)  # whoever copies it waits for ever, as on a disk that hangs
+
+    kill(node, "process001")
+    node.event("process_started", process="process002")
+    kill(node, "process000")
+    node.event("process_started", process="process003")
+
+    assert "started | GPU 0" in node.log("process_log", "process003")
+    assert node.named("gpus_lacking") == []
+
+
 def test_two_nodes_of_a_host_share_its_gpus(start):
     """R42: three GPUs, of which each has one process; the fourth process gets none, and is told of."""
     one, other = start(2, seen=3), start(2, seen=3)
@@ -153,10 +210,10 @@ def test_two_nodes_of_a_host_share_its_gpus(start):
 
 def test_a_node_takes_no_more_than_it_declares(start):
     """Of four GPUs that both see, two are one's and two the other's, and stay so when processes end."""
-    one, other = start(3, seen=4, count=2), start(2, seen=4, count=2)
-    first, second = all_started(one, 3), all_started(other, 2)
-    assert first.count("") == 1
-    assert sorted([*first, *second]) == ["", "0", "1", "2", "3"]
+    assert all_started(start(3, seen=4, count=2), 3) == ["0", "1", ""]
+    other = start(2, seen=4, count=2)
+    second = all_started(other, 2)
+    assert second == ["2", "3"]
 
     kill(other, "process001")
 
@@ -170,6 +227,55 @@ def test_two_runs_on_a_host_take_different_ones_as_long_as_there_are_some(start)
     third = start(2, run="c")
     assert all_started(third, 2) == ["0", "1"]
     assert third.named("gpus_lacking") == []
+
+
+def test_a_run_that_shares_gpus_beside_one_that_does_not(start):
+    """With 0.25 three processes have two GPUs; the other run takes the one that has fewer, and the rest."""
+    assert all_started(start(3, each=0.25, run="a"), 3) == ["0", "1", "0"]
+
+    other = start(2, each=1, run="b")
+
+    assert all_started(other, 2) == ["1", "0"]
+    assert other.named("gpus_lacking") == []
+
+
+def test_all_runs_that_use_a_gpu_count(take):
+    """In whatever order they came: the kernel tells of any of their locks, not of the first."""
+    crowded = [take(f"{n}-run", seen=1) for n in range(6)]
+    others = [take(f"{n}-run", seen=2) for n in range(6, 11)]
+
+    assert [lease.gpus[0]["visible"] for lease in [*crowded, *others]] == ["0"] * 6 + ["1"] * 5
+
+
+def test_several_are_shown_in_the_nodes_order(take):
+    """Whichever of them is used least: `cuda:0` is the first of the node."""
+    take("a", seen=1)
+
+    assert take("b", seen=2, each=2).environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_one_node_at_a_time_looks_for_free_ones(take, locks):
+    """Else two that want two each could end with one each."""
+    locks.mkdir(mode=0o700)
+    folder = os.open(locks, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+
+    assert take("a", seen=2, each=2).gpus == []
+
+    os.close(folder)
+    assert len(take("a", seen=2, each=2).gpus) == 2
+
+
+def test_a_node_with_leases_of_its_own_spreads_its_processes(temporary, locks, monkeypatch):
+    """Where the folder cannot be used, nothing but the node itself knows who has what."""
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    locks.touch()
+    node = of_node("a", seen=2, each=0.5)
+
+    taken = [node.take().environment["CUDA_VISIBLE_DEVICES"] for _ in range(5)]
+
+    assert taken == ["0", "1", "0", "1", ""]
+    assert str(locks) in node.trouble
 
 
 def test_two_that_want_two_each_never_end_with_one_each(start):
@@ -187,7 +293,7 @@ def test_two_that_want_two_each_never_end_with_one_each(start):
         (5, 1, [""]),
         (0.25, 5, ["0", "1", "2", "3", "0"]),  # the least used, of these the first
         (0.5, 9, ["0", "1", "2", "3", "0", "1", "2", "3", ""]),
-        (0.7, 5, ["0", "1", "2", "3", ""]),  # two such do not fit on one
+        (0.6, 5, ["0", "1", "2", "3", ""]),  # two such do not fit on one
         (0, 2, ["", ""]),
     ],
 )
@@ -210,6 +316,9 @@ def test_what_is_asked_for_and_not_there_at_all_is_told_of(start):
     assert silent.named("gpus_lacking") == []
     assert all_started(silent, 1) == [None]
 
+    # Somebody may have seen none that are there: who asks for none is shown none.
+    assert all_started(start(1, seen=0, each=0), 1) == [""]
+
 
 @pytest.mark.parametrize("how", ["supervisor killed", "agent gone"])
 def test_a_node_that_ended_anyhow_leaves_its_gpus_to_the_next(start, how):
@@ -224,13 +333,10 @@ def test_a_node_that_ended_anyhow_leaves_its_gpus_to_the_next(start, how):
     assert all_started(start(2), 2) == ["0", "1"]
 
 
-def test_gpus_that_are_about_to_be_free_are_waited_for(start, temporary, tmp_path, monkeypatch):
+def test_gpus_that_are_about_to_be_free_are_waited_for(start, take, tmp_path):
     """What a killed process leaves behind may take a moment to die: the next one does not start without."""
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    gpus = [{"visible": "0", "key": "GPU-0"}]
-    settings = {"gpus": gpus, "gpu_count": 1, "gpus_per_process": None}
-    holder = leases.Leases({**settings, "run_id": f"{tmp_path.name}-run"}).take()
-    assert holder.gpus == gpus
+    holder = take(f"{tmp_path.name}-run", seen=1)
+    assert len(holder.gpus) == 1
 
     node = start(1, seen=1)
     node.event("supervisor_ready")
@@ -238,6 +344,30 @@ def test_gpus_that_are_about_to_be_free_are_waited_for(start, temporary, tmp_pat
     holder.close()
 
     assert started(node, "process000") == "0"
+
+
+def test_each_process_is_waited_for_as_long(take, tmp_path, monkeypatch):
+    """One that got its GPU at the last moment leaves the next one as much time as it had."""
+    monkeypatch.setattr(
+        processes,
+        "WorkerProcess",
+        lambda slot, name, _, lease: SimpleNamespace(slot=slot, name=name, lease=lease),
+    )
+    gpus = [{"visible": str(n), "key": f"GPU-{n}"} for n in range(2)]
+    settings = Node(tmp_path).settings() | {"gpus": gpus, "gpu_count": 2, "process_count": 2}
+    first, second = (take(settings["run_id"], seen=2) for _ in gpus)
+    node = crew.Crew(settings)
+    assert list(node.fill(now=0.0)) == []
+
+    first.close()
+    (one,) = node.fill(now=1.9)
+    assert list(node.fill(now=3.0)) == []
+    second.close()
+    (other,) = node.fill(now=3.8)
+
+    assert [process.lease.gpus for process in (one, other)] == [[gpus[0]], [gpus[1]]]
+    one.lease.close()
+    other.lease.close()
 
 
 def test_a_folder_that_is_gone_is_made_again(start, locks):

@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from prefect_parallelrun import config as config_module
-from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
+from prefect_parallelrun.config import ParallelRunConfig
 from prefect_parallelrun.errors import ConfigError
+from prefect_parallelrun.pipeline_parameter import PipelineParameter
 
 
 class _Cluster:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from prefect_parallelrun import Environment, FileDataset, ParallelRunConfig, reuse
 from prefect_parallelrun.blocks import ParallelRunConfigBlock
 from prefect_parallelrun.definition import StepDefinition
+from prefect_parallelrun.driver import inline
 from prefect_parallelrun.errors import ConfigError
 from prefect_parallelrun.script_check import check_script
 from prefect_parallelrun.step_file import load_step
@@ -62,7 +64,7 @@ def test_where_a_path_begins(given, python, tmp_path, monkeypatch):
 def test_in_a_step_file_a_path_begins_at_its_folder(here, tmp_path, monkeypatch, step):
     """So does that of requirements; in a file of settings they begin at its own."""
     (tmp_path / "wanted.txt").write_text("tiny==1.0\n")
-    environment = "{python: ./base, requirements: ./wanted.txt}"
+    environment = "{python: ./base, requirements: wanted.txt}"
     (tmp_path / "step-settings.yaml").write_text(
         f"parallel_run_config: {{entry_script: score.py, environment: {environment}}}"
     )
@@ -89,6 +91,8 @@ def test_in_a_step_file_a_path_begins_at_its_folder(here, tmp_path, monkeypatch,
         (["-f https://host/torch.html"], ["-f https://host/torch.html"]),
         (["git+ssh://git@host/a.git@v1#egg=a"], ["git+ssh://git@host/a.git@v1#egg=a"]),
         (["git+https://host/a.git@v1"], ["git+https://host/a.git@v1"]),
+        (["git+https://host:8080/a.git@v1"], ["git+https://host:8080/a.git@v1"]),
+        (["git+https://${TOKEN}:@host/a.git@v1"], ["git+https://${TOKEN}:@host/a.git@v1"]),
         (["--index-url https://me:${PASSWORD}@host/simple"], ["--index-url https://me:${PASSWORD}@host/simple"]),
         (["tiny @ file:///opt/wheels/tiny.whl"], ["tiny @ file:///opt/wheels/tiny.whl"]),
         (["a[x]>=1; python_version<'4'", "--pre"], ["a[x]>=1; python_version<'4'", "--pre"]),
@@ -120,6 +124,8 @@ def test_files_of_the_flows_machine_are_refused(line):
         "--extra-index-url=https://hunter2@host/simple",
         "git+https://me:hunter2@host/a.git",
         "git+ssh://git:hunter2@host/a.git",
+        "--index-url https://me:hunter2/more@host/simple",
+        "--index-url https://me:hunter2#@host/simple",
         "--index-url https://me:hunter2${X}@host/simple",
         "tiny @ https://host/tiny.whl?sv=2024&sig=hunter2",
         "https://host/tiny.whl?token=hunter2",
@@ -207,6 +213,7 @@ def test_what_changes_the_rows_changes_the_fingerprint(step):
     ("before", "now", "told"),
     [
         ({"python": "/a"}, {"python": "/b"}, ["python was '/a', and is '/b'"]),
+        ({"requirements": ["a"]}, {"requirements": ["a"], "python": "/b"}, ["python was not given, and is '/b'"]),
         ({"requirements": ["a", "b==1"]}, {"requirements": ["a", "b==2"]}, ["b==2 (new)", "b==1 (gone)"]),
         ({"requirements": ["a", "b"]}, {"requirements": ["b", "a"]}, ["the order of its requirements"]),
     ],
@@ -247,3 +254,14 @@ def test_the_syntax_of_a_newer_python_is_for_its_nodes_to_judge(tmp_path):
         check_script(
             ParallelRunConfig(str(tmp_path / "score.py"), environment={"requirements": ["a"]})
         )
+
+
+def test_what_runs_in_this_process_does_not_use_it_and_says_so(step, caplog):
+    """debug, replay and plan --time: else rows of another pandas would be taken for those of a run."""
+    inline.debug(step(None), mini_batches=1)
+    assert not caplog.messages
+
+    inline.debug(step({"requirements": ["a==1"], "name": "scoring"}), mini_batches=1)
+
+    told = f"environment ('scoring') is not used here: the script runs in this program's own Python, {sys.executable}"
+    assert caplog.messages == [told]

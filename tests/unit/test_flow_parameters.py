@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from prefect_parallelrun import ConfigError, FileDataset, TabularDataset
-from prefect_parallelrun.config import PipelineParameter
 from prefect_parallelrun.flow_parameters import chosen, of_this_flow_run
+from prefect_parallelrun.pipeline_parameter import PipelineParameter
 
 FILES = FileDataset.from_files("/data/*.png").as_named_input("digits").as_download("/here")
 TABLE = TabularDataset.from_delimited_files("/data/*.csv", separator=";").as_named_input("rows")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pynvml
 import pytest
@@ -185,6 +187,7 @@ def test_instances_are_named_by_their_uuids(host, visible, expected, told):
         (6, None, ["0", "1", "2", "3"], 4, "declares 6 GPUs, and NVML shows 4"),
         (1, "3,1", ["3", "1"], 1, ""),
         (2, "3", ["3"], 1, "declares 2 GPUs, and CUDA_VISIBLE_DEVICES='3' shows 1"),
+        (0.5, None, ["0", "1", "2", "3"], 0, "declares 0.5 GPUs: only whole ones count"),
         (0, None, ["0", "1", "2", "3"], 0, ""),  # it sees them, and has none: they are hidden
     ],
 )
@@ -208,6 +211,15 @@ def test_what_is_declared_is_believed_where_nvml_is_silent(no_library):
         "MIG-x/1/0",
     ]
     assert gpus.find({}, {"CUDA_VISIBLE_DEVICES": "0,1"}).count == 0
+
+
+def test_an_index_is_another_gpu_on_another_host(no_library):
+    """Hosts that share their temporary folder would else lease each other's away; Dask workers of one agree."""
+    (declared,) = keys(gpus.find({"GPU": 1}))
+    host = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    assert declared == f"{host}-0"
+    assert keys(gpus.find({"GPU": 1}, {"CUDA_VISIBLE_DEVICES": "0"})) == [declared]
 
 
 def test_the_users_variable_chooses(host):
@@ -240,6 +252,16 @@ def test_the_monitor_keeps_the_numbers_of_the_bus(host):
     told = dict(zip(machine.columns, row, strict=True))
     assert [told[f"gpu{n}_percent"] for n in range(3)] == [75, "", ""]
     assert [told[f"gpu{n}_memory_used_bytes"] for n in range(3)] == [3, "", 5]
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"), [("dask_cuda.plugins", True), ("distributed.shuffle", False)]
+)
+def test_dask_cuda_is_known_by_its_plugins(module, expected):
+    """The Dask worker itself is of Dask's own class there."""
+    plugin = type("CPUAffinity", (), {"__module__": module})()
+
+    assert gpus.is_of_dask_cuda(SimpleNamespace(plugins={"cpu": plugin})) is expected
 
 
 @pytest.mark.parametrize("value", [0, 0.01, 0.25, 0.3, 1, 2, 2.0, 1024])

@@ -103,3 +103,41 @@ def test_of_many_nodes_the_one_with_the_most_room_gets_the_next_bundle():
     again = [bundle.node for bundle in tracker.next_bundles()]
     assert again[:3] == ["node003", "node050", "late"]
     assert Counter(again) == {"node003": 8, "node050": 6, "late": 4}
+
+
+def test_a_window_that_widens_is_filled_on_every_node():
+    """Once it is known how quick they are, also where nothing has come back yet."""
+    tracker = Tracker(plan(10_000), LIMITS)
+    for node in range(10):
+        tracker.node_joined(f"node{node:03d}", 2)
+    first, *_ = tracker.next_bundles()
+    tracker.bundle_ended(first.number, [ended(0.5)])
+
+    more = policy.window(0.5) - policy.window(None)
+    assert more > 0
+    sent = Counter(bundle.node for bundle in tracker.next_bundles())
+    assert sent - Counter([first.node]) == {f"node{node:03d}": 2 * more for node in range(10)}
+
+
+def test_what_is_left_is_spread_over_the_processes_that_are_left():
+    """A large node that is gone counts no more: else the bundles would stay small for nothing."""
+    tracker = Tracker(plan(60), LIMITS)
+    tracker.node_joined("small", 1)
+    first, _ = tracker.next_bundles()
+    tracker.node_joined("large", 100)
+    tracker.node_left("large", expected=True)
+    tracker.bundle_ended(first.number, [ended(0.01)])
+
+    assert len(tracker.next_bundles()[0].members) == 4
+
+
+def test_a_node_that_joins_late_gets_the_next_bundles():
+    """Before those that have something to do, whoever was there first."""
+    tracker = Tracker(plan(100), LIMITS)
+    tracker.node_joined("first", 2)
+    one, *_ = tracker.next_bundles()
+    tracker.bundle_ended(one.number, [ended(1.0)])
+    tracker.node_joined("late", 2)
+
+    sent = [bundle.node for bundle in tracker.next_bundles()]
+    assert sent == ["late", "late", "late", "first", "late"]

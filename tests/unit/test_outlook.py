@@ -117,13 +117,36 @@ def test_without_a_node_it_is_said_what_is_waited_for():
     """R54: a Dask worker, or nodes that are being started and what they fetch."""
     run = Run()
     assert run.standing(1.0).doing == (WAITING,)
-    run.outlook.node_fetches("node001", "fetches side inputs: 3 of 9 files")
+    run.outlook.node_fetches("node001", "fetches side inputs: 3 of 9 files", 0.0)
     assert run.standing(1.0, joining=["node000", "node001"]).doing == (
         "node000: is being started",
         "node001: fetches side inputs: 3 of 9 files",
     )
     run.outlook.node_known("node001")
     assert run.standing(1.0, joining=["node001"]).doing == ("node001: is being started",)
+
+
+def test_a_long_build_makes_no_long_log():
+    """It is logged when it begins, when it becomes another thing, and else at doubling intervals."""
+    run = Run()
+    build, fetch = (
+        "builds environment 'scoring': Collecting p{}",
+        "fetches side input /a: 9 files, {} MB",
+    )
+
+    def logged(node, told, times):
+        return [at for at in times if run.outlook.node_fetches(node, told.format(at), at)]
+
+    assert logged("node000", build, range(100, 3700, 2)) == [
+        100, 106, 112, 124, 148, 196, 292, 484, 868, 1468, 2068, 2668, 3268,
+    ]  # fmt: skip
+    assert run.standing(3700.0, joining=["node000"]).doing == (
+        "node000: builds environment 'scoring': Collecting p3698",
+    )
+    assert logged("node000", fetch, range(3700, 3712, 2)) == [3700, 3706]
+    assert logged("node001", build, range(3700, 3712, 2)) == [3700, 3706]
+    run.outlook.node_known("node000")
+    assert logged("node000", fetch, [3712]) == [3712]  # it was lost, and begins again
 
 
 def test_of_many_nodes_only_the_first_are_described():

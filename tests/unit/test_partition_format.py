@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_parallelrun.config import ParallelRunConfig, PipelineParameter
+from prefect_parallelrun.config import ParallelRunConfig
 from prefect_parallelrun.datasets import FileDataset, TabularDataset
 from prefect_parallelrun.datasets.partitions import parse_format
 from prefect_parallelrun.definition import StepDefinition
 from prefect_parallelrun.errors import ConfigError, DatasetError
+from prefect_parallelrun.pipeline_parameter import PipelineParameter
 from prefect_parallelrun.planning import make_plan
 
 WORDS = st.text(

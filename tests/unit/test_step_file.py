@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefect_parallelrun import ConfigError, FileDataset, ParallelRunConfig, ParallelRunError
-from prefect_parallelrun.config import PipelineParameter
+from prefect_parallelrun.pipeline_parameter import PipelineParameter
 from prefect_parallelrun.step_file import load_config, load_step
 from prefect_parallelrun.understanding import understood
 from prefect_parallelrun.yaml_document import Place

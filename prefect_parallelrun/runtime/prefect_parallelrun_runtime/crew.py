@@ -79,6 +79,8 @@ class Crew:
             if self._leases.are_elsewhere and self._is_worth_waiting(now):
                 self._start_at = now + _LOOK_S
                 return
+            if lease.gpus:  # the next one waits for as long, if it must
+                self._gpus_by = None
             name = f"process{self._names:03d}"
             self._names += 1
             try:

@@ -2,7 +2,8 @@
 
 Several nodes of a run may share a host, and each sees the same GPUs. A lease is the lock of a byte of a
 file, one file for each GPU, in a folder of this user's on this host. The process that has the GPU inherits
-the open file, so the kernel ends the lease with the last of those who have it, whoever dies first.
+the open file, and so do its forks, but no program that it starts: the kernel ends the lease with the last
+of those who have it, whoever dies first.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _FLOCK = struct.Struct("hhqqi0q")
 """`struct flock` of fcntl(2): type, whence, start, length, pid."""
 _SHARES = 1 << 16
 """Bytes of a GPU's file that are one run's."""
+_END = _SHARES << 32
+"""Where those of all runs end."""
 
 
 class Lease:
@@ -194,10 +197,14 @@ def _open_file(gpu: Gpu, folder: int) -> int:
 
 def _processes(file: int) -> int:
     """Return how many processes have a share of a GPU, those of other runs included."""
-    start = found = 0
-    while True:
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 0, 0)
+    found, ranges = 0, [(0, _END)]
+    while ranges:
+        begin, end = ranges.pop()
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, begin, end - begin, 0)
         kind, _, start, length, _ = _FLOCK.unpack(fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
-        if kind == fcntl.F_UNLCK:
-            return found
-        found, start = found + length, start + length
+        if kind != fcntl.F_UNLCK:
+            # It tells of any lock in the range, not of the first: there may be others on either side.
+            found += 1
+            rest = ((begin, start), (start + length if length else end, end))
+            ranges += [one for one in rest if one[0] < one[1]]
+    return found

@@ -80,7 +80,10 @@ class Settings(TypedDict):
     arguments: list[str]
     """`sys.argv[1:]` of the script."""
     work_folder: str
-    """Each process gets a private folder below it as its working directory."""
+    """Each process gets a private folder below it as its working directory. The supervisor removes it."""
+    private_folder: str
+    """What the agent keeps beyond the supervisor's end, to be taken home: the supervisor removes it where the
+    agent's process has died. Empty: there is nothing of the kind."""
     output_folder: str
     files: Files
     logging_level: str

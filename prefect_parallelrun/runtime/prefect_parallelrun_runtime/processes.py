@@ -21,7 +21,7 @@ _UNKILLABLE_S = 10.0
 _BOOT = (
     # The working directory is the user's: it must not be searched for our modules, nor for Python's.
     "import sys; sys.path[:] = [{!r}] + [p for p in sys.path if p]; "
-    "from prefect_parallelrun_runtime.worker import main; main({}, {}, {})"
+    "from prefect_parallelrun_runtime.worker import main; main({})"
 )
 _DESCRIPTORS = 8
 """That the supervisor has open for each process, with some to spare while one starts."""
@@ -200,7 +200,8 @@ class WorkerProcess:
         paths = [self._settings["runtime_folder"], environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         environment["AZUREML_BI_OUTPUT_PATH"] = self._settings["output_folder"]
-        if self._settings["gpus"]:
+        # Those that are there and found by nobody are hidden, too, where the script is to see none.
+        if self._settings["gpus"] or self._settings["gpus_per_process"] == 0:
             environment.update(self.lease.environment)
         environment[name] = value
         return environment
@@ -278,6 +279,7 @@ def _become_worker(
         os.dup2(logs[0], 1)
         os.dup2(logs[1], 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        _close_all_but(*inherited, *kept)
         os.setsid()
         reaper.die_with_parent(supervisor)
         _restore_signals()
@@ -291,12 +293,26 @@ def _become_worker(
         for fd in (*inherited, *kept):
             os.set_inheritable(fd, True)
         resource.setrlimit(resource.RLIMIT_NOFILE, grounds.descriptors)
-        boot = _BOOT.format(settings["runtime_folder"], *inherited)
+        boot = _BOOT.format(settings["runtime_folder"], ", ".join(map(str, (*inherited, *kept))))
         os.execvpe(settings["python"], [settings["python"], "-c", boot], environment)
     except BaseException:
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(126)
+
+
+def _close_all_but(*kept: int) -> None:
+    """Close what is the supervisor's alone, other processes' leases of GPUs above all.
+
+    They would end with `exec` only, and until then a slow disk may hold this process up.
+    """
+    there = []
+    with contextlib.suppress(OSError):  # it is better to wait for `exec` than not to run
+        there = os.listdir("/proc/self/fd")
+    for fd in map(int, there):
+        if fd > 2 and fd not in kept:
+            with contextlib.suppress(OSError):  # such as that of the list itself
+                os.close(fd)
 
 
 def _threads(environment: dict[str, str]) -> list[str]:

@@ -26,6 +26,8 @@ _REST_S = 0.002
 _BUSY_ROUND = 16
 _FAREWELL_S = 10.0
 """For the agent to take what is still unsent at the end."""
+_DEATH_MS = 200
+"""From the end of the agent's socket to that of its process, if that is why it closed."""
 
 
 def command(fd: int) -> list[str]:
@@ -73,6 +75,7 @@ class Supervisor:
 
     def __init__(self, agent: link.Link) -> None:
         self._agent = agent
+        self._agent_process = os.pidfd_open(os.getppid())
         self._poll = select.epoll()
         self._poll.register(agent.fileno(), select.EPOLLIN)
         self._sending = False
@@ -154,6 +157,14 @@ class Supervisor:
             import shutil  # slow to import, and not needed before
 
             shutil.rmtree(self._settings["work_folder"], ignore_errors=True)
+            if (private := self._settings["private_folder"]) and self._agent_has_died():
+                shutil.rmtree(private, ignore_errors=True)
+
+    def _agent_has_died(self) -> bool:
+        # A process that is killed closes its sockets first, and is seen as dead a moment later.
+        poll = select.poll()
+        poll.register(self._agent_process, select.POLLIN)
+        return bool(poll.poll(_DEATH_MS))
 
     def report_own_failure(self) -> None:
         """Write down the exception of this program's own code that is being handled (rule R80)."""

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from prefect_parallelrun_runtime.messages import Settings
 
 
-def main(channel_fd: int, page_fd: int, claims_fd: int) -> NoReturn:
-    """Serve one supervisor; the descriptors are inherited from it."""
-    for fd in (channel_fd, page_fd, claims_fd):
+def main(channel_fd: int, page_fd: int, claims_fd: int, *lease_fds: int) -> NoReturn:
+    """Serve one supervisor; the descriptors are inherited from it, and by no program that the script starts.
+
+    Those of leases are only held: a program that outlives this process shall not keep its GPUs.
+    """
+    for fd in (channel_fd, page_fd, claims_fd, *lease_fds):
         os.set_inheritable(fd, False)
     status = page.StatusPage(page_fd)
     faulthandler.register(page.STACKS_SIGNAL, file=status.stacks_file(), all_threads=True)
