@@ -155,7 +155,7 @@ class Hosts:
         self._tcp = tcp
         self._made: list[subprocess.Popen[bytes]] = []
         self._hosts: list[Host] = []
-        self._runs = self._joined = 0
+        self._runs = self._joined = self._lost = 0
 
     def make(self) -> None:
         """Make them.
@@ -189,7 +189,7 @@ class Hosts:
         self.driver.start(*_dask("scheduler"), *at, **self._settings)
         for node in self.nodes:
             self.join(node, threads=threads)
-        self._registered(len(self.nodes))
+        self._told("Register worker", self._joined)
 
     def join(self, node: Host, *, threads: int = 2) -> None:
         """Start a Dask worker."""
@@ -206,9 +206,12 @@ class Hosts:
             if node.is_cut:
                 assert node.worker is not None
                 node.worker.wait(60)  # with its nanny: it does not come back by itself
+                self._lost += 1
+                # Before that, the scheduler refuses another one of the same name.
+                self._told("Remove worker", self._lost)
                 node.heal()
                 self.join(node)
-        self._registered(self._joined)
+        self._told("Register worker", self._joined)
 
     def run(self, *definitions: Any, **settings: Any) -> Driver:
         """Start a driver on its host, which runs steps one after the other."""
@@ -236,10 +239,10 @@ class Hosts:
 
     # -- inside ------------------------------------------------------------------------------
 
-    def _registered(self, count: int) -> None:
-        """Wait until so many Dask workers have come, since the beginning."""
+    def _told(self, what: str, count: int) -> None:
+        """Wait until the scheduler has said something so often since the beginning."""
         told = self._folder / "driver-0.txt"
-        until(lambda: told.read_text().count("Register worker") >= count, 60)
+        until(lambda: told.read_text().count(what) >= count, 60)
 
     @property
     def _settings(self) -> dict[str, str]:

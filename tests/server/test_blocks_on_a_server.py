@@ -44,6 +44,15 @@ from pathlib import Path
 def run(mini_batch):
     return [f"{os.environ.get('WORD')} {len(mini_batch)} {Path(path).name}" for path in mini_batch]
 """
+TOGETHER = """
+import time
+
+def init():
+    folder = Path('{folder}')
+    (folder / str(os.getpid())).touch()
+    while len(list(folder.iterdir())) < 2:  # else one node may do it all before the other is there
+        time.sleep(0.02)
+"""
 
 
 def in_a_process(server, tmp_path, *arguments):
@@ -204,6 +213,8 @@ def test_a_cluster_for_a_run(here, tmp_path, script, name, caplog):
         compute_target=f"dask-compute-target/{name}",
     ).to_config()
     before = set(distributed.SpecCluster._instances)
+    (tmp_path / "there").mkdir()
+    Path(script).write_text(SCRIPT + TOGETHER.format(folder=tmp_path / "there"))
 
     with caplog.at_level(logging.INFO):
         result = make_step(tmp_path, settings)()
