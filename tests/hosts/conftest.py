@@ -27,9 +27,9 @@ def wait():
 """A module beside each script: its `wait` ends when the test says `go` to the host."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[network.Hosts]:
-    """A driver's host and two with a Dask worker each, for all tests: making them takes seconds."""
+    """A driver's host and two with a Dask worker each, for all tests of a module: making them takes seconds."""
     with network.made(tmp_path_factory.mktemp("hosts"), 2, tcp=f"{network.TCP_S:g}s") as made:
         made.begin()
         yield made
