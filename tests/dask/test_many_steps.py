@@ -20,15 +20,6 @@ ONE_PROCESS = {"mini_batch_size": 5, "process_count_per_node": 1}
 TRIVIAL = "def run(mini_batch): return [p[-6:] for p in mini_batch]"
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two Dask workers with one thread each."""
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
-    ) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def address(cluster):
     """Address of its scheduler, with both workers there."""

@@ -35,15 +35,6 @@ from tests.dask.faults import (
 ONE_EACH = {"mini_batch_size": 1, "process_count_per_node": 1}
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two Dask workers with one thread each, under nannies, which start them again."""
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
-    ) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def two_workers(cluster):
     """Address of that cluster, with both workers there."""

@@ -33,15 +33,6 @@ ECHO = """
 EXPECTED = [f"{n:02d}.txt" for n in range(100)]
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """Two Dask workers with one thread each, under nannies, as `dask worker` starts them."""
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", memory_limit=0
-    ) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def client(cluster):
     with distributed.Client(cluster, set_as_default=False) as client:
